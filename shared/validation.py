@@ -1,0 +1,12 @@
+"""Saying what is wrong with a document, in one line."""
+
+from __future__ import annotations
+
+from pydantic import ValidationError
+
+
+def first_mistake(error: ValidationError) -> str:
+    """`field NAME: what is wrong`, of the first mistake."""
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"]) or "(top level)"
+    return f"field {field}: {first['msg']}"

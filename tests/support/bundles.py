@@ -1,0 +1,63 @@
+"""Bundles for tests that need a valid one, not a good one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+
+from services.inference.network import Classifier
+from shared.bundle import Bundle, write_bundle
+from shared.datasets import FASHION_CLASSES
+from shared.networks import network_tensors
+
+Files = Mapping[str, Mapping[str, NDArray[Any]]]
+
+
+def untrained_manifest() -> dict[str, Any]:
+    """Every field of a manifest, of a model of Fashion-MNIST's form that has learnt nothing."""
+    return {
+        "model": {
+            "name": "fashion",
+            "version": "1",
+            "classes": FASHION_CLASSES,
+            "input_shape": (1, 28, 28),
+            "test_accuracy": 0.1,
+        },
+        "profiles": 2,
+        "tmsp": {"temperature": 1.0, "lambda": 0.5, "suspicion": 0.5},
+        "prada": {"delta": 0.9},
+        "similarity": {"delta": 1.0},
+        "likelihood": {"benign_mean": -100.0, "beta": 3.0, "data_variance": 0.1},
+        "evidence": {
+            "log_threshold": 13.8,
+            "accounts": 1,
+            "alarmed": 0,
+            "alarm_rate_upper": 0.95,
+            "queries_an_account": 1000,
+        },
+        "data": {"train": "none"},
+        "false_positive_rates": {},
+        "seed": 0,
+    }
+
+
+def untrained_files(seed: int = 0) -> dict[str, Mapping[str, NDArray[Any]]]:
+    """The served model's random tensors, by name of the bundle's file."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return {"victim": network_tensors(Classifier(1, len(FASHION_CLASSES)))}
+
+
+def untrained_bundle(folder: Path, extra_files: Files | None = None, seed: int = 0) -> Bundle:
+    """A complete, valid bundle with random weights.
+
+    Args:
+        folder: made where it is missing.
+        extra_files: arrays by tensor name, by file name without .safetensors; beside the served model's.
+        seed: the weights are a function of it.
+    """
+    return write_bundle(folder, untrained_manifest(), {**untrained_files(seed), **(extra_files or {})})

@@ -1,0 +1,125 @@
+"""Honest accounts differ from each other, are a function of the seed, and repeat no image unless that is their kind."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from shared.datasets import Dataset
+from shared.population import (
+    CALIBRATED_KINDS,
+    UNSEEN_KINDS,
+    Kind,
+    Style,
+    burst,
+    draw_accounts,
+    few_classes,
+    retrying,
+    shifted,
+    skewed,
+    steady,
+    styled,
+)
+
+KINDS = CALIBRATED_KINDS + UNSEEN_KINDS
+REPEATING = {"retrying", "burst", "styled_burst"}
+"""A client that retries; photographs of one product, of which two may come out alike."""
+
+
+@pytest.fixture(scope="module")
+def data() -> Dataset:
+    """2,000 different smooth images of ten classes."""
+    random = np.random.default_rng(3)
+    images = random.integers(0, 256, (2000, 1, 2, 2), dtype=np.uint8).repeat(4, axis=2).repeat(4, axis=3)
+    labels = np.arange(2000) % 10
+    return Dataset(images, labels.astype(np.int64))
+
+
+def make(kind: Kind, data: Dataset, seed: int = 1, queries: int = 200) -> np.ndarray:
+    return kind(data, queries, np.random.default_rng(seed)).images
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_the_same_seed_makes_the_same_account_and_another_seed_another(kind: Kind, data: Dataset) -> None:
+    assert make(kind, data).tobytes() == make(kind, data).tobytes()
+    assert make(kind, data, seed=2).tobytes() != make(kind, data).tobytes()
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_an_account_sends_as_many_images_as_asked_for(kind: Kind, data: Dataset) -> None:
+    images = make(kind, data, queries=90)
+    assert images.shape == (90, 1, 8, 8)
+    assert images.dtype == np.uint8
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_no_image_comes_twice_unless_the_kind_says_so(kind: Kind, data: Dataset) -> None:
+    images = make(kind, data)
+    different = len({image.tobytes() for image in images})
+    assert different == len(images) or kind.__name__ in REPEATING
+
+
+def test_a_retrying_client_sends_every_tenth_image_once_more_at_once(data: Dataset) -> None:
+    images = retrying(data, 110, np.random.default_rng(1)).images
+    again = [row for row in range(1, 110) if (images[row] == images[row - 1]).all()]
+    assert again == list(range(10, 110, 11))
+
+
+def test_a_burst_is_made_of_photographs_of_few_products(data: Dataset) -> None:
+    images = burst(data, 200, np.random.default_rng(1)).images.astype(float)
+    following = np.abs(np.diff(images, axis=0)).mean(axis=(1, 2, 3))
+    strangers = np.abs(images[1:] - images[np.random.default_rng(2).permutation(199)]).mean(axis=(1, 2, 3))
+    assert np.median(following) < 0.8 * np.median(strangers)
+
+
+def test_a_shop_of_few_classes_sends_only_these(data: Dataset) -> None:
+    images = few_classes(data, 300, np.random.default_rng(1), classes=(5, 7)).images
+    labels = {data.images[row].tobytes(): data.labels[row] for row in range(len(data))}
+    assert {int(labels[image.tobytes()]) for image in images} == {5, 7}
+
+
+def test_a_shop_never_sends_more_images_than_its_classes_hold(data: Dataset) -> None:
+    assert len(few_classes(data, 10_000, np.random.default_rng(1), classes=(5,)).images) == 200
+
+
+def test_a_skewed_shop_sends_some_classes_far_oftener_than_others(data: Dataset) -> None:
+    labels = {data.images[row].tobytes(): data.labels[row] for row in range(len(data))}
+    sent = [int(labels[image.tobytes()]) for image in skewed(data, 200, np.random.default_rng(1)).images]
+    counts = np.bincount(sent, minlength=10)
+    assert counts.max() > 4 * np.median(counts)
+
+
+def test_a_style_is_gain_times_a_power_plus_noise(data: Dataset) -> None:
+    images = data.images[:5]
+    darker = Style(gain=0.5, gamma=2.0).apply(images, np.random.default_rng(1))
+    np.testing.assert_array_equal(darker, np.rint(0.5 * (images / 255.0) ** 2 * 255).astype(np.uint8))
+    noisy = Style(noise=0.1).apply(np.full((200, 1, 8, 8), 128, np.uint8), np.random.default_rng(1))
+    assert noisy.std() / 255 == pytest.approx(0.1, rel=0.05)
+
+
+def test_a_camera_of_its_own_changes_every_photograph(data: Dataset) -> None:
+    plain = steady(data, 50, np.random.default_rng(1)).images
+    dark = styled(data, 50, np.random.default_rng(1), Style(gain=0.5)).images
+    assert (dark.mean(axis=(1, 2, 3)) < plain.mean(axis=(1, 2, 3))).all()
+
+
+def test_a_shift_moves_the_picture_and_brings_in_black() -> None:
+    image = np.arange(1, 10, dtype=np.uint8).reshape(1, 3, 3)
+    np.testing.assert_array_equal(shifted(image, 1, -1)[0], [[0, 0, 0], [2, 3, 0], [5, 6, 0]])
+    np.testing.assert_array_equal(shifted(image, 0, 0), image)
+
+
+def test_accounts_of_one_draw_differ_and_take_their_kinds_in_turn(data: Dataset) -> None:
+    accounts = draw_accounts(data, 2 * len(CALIBRATED_KINDS), 60, seed=5)
+    again = draw_accounts(data, 2 * len(CALIBRATED_KINDS), 60, seed=5)
+    assert [a.images.tobytes() for a in accounts] == [a.images.tobytes() for a in again]
+    kinds = [account.kind for account in accounts]
+    assert kinds[: len(CALIBRATED_KINDS)] == kinds[len(CALIBRATED_KINDS) :]
+    assert len({account.images.tobytes() for account in accounts}) == len(accounts)
+
+
+def test_requests_are_the_accounts_images_in_order(data: Dataset) -> None:
+    account = steady(data, 70, np.random.default_rng(1))
+    batched = type(account)(account.kind, account.images, batch=32)
+    assert [len(request) for request in batched.requests()] == [32, 32, 6]
+    np.testing.assert_array_equal(np.concatenate(list(batched.requests())), account.images)
