@@ -1,0 +1,5 @@
+"""`python -m services.likelihood`"""
+
+from services.likelihood.app import main
+
+main()

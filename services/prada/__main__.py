@@ -1,0 +1,5 @@
+"""`python -m services.prada`"""
+
+from services.prada.app import main
+
+main()

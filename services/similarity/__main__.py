@@ -1,0 +1,5 @@
+"""`python -m services.similarity`"""
+
+from services.similarity.app import main
+
+main()

@@ -1,0 +1,184 @@
+"""Similar pairs (TR 2021-126, section VI-A); steepness and distance to the honest reference beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.similarity.encoder import ReferenceEncoder, SimilarityEncoder, both
+from shared.bundle import Bundle, ModelSection, SimilaritySection
+from shared.detection import Detector, Features, Memory, Rule, Statistic, check_inputs, check_logits, pixels
+from shared.evidence import EvidenceModel
+from shared.neighbours import NeighbourIndex, ReferenceIndex
+from shared.networks import bundle_network, in_fixed_batches
+from shared.rows import Rows, RowsLayout
+
+
+class SimilarityMemory(Memory):
+    """Feature vectors, and the latest inputs with their answers, of one account.
+
+    Attributes:
+        pairs: similar pairs so far.
+        vectors: of the similarity encoder, float16.
+        inputs: the latest inputs, uint8.
+        logits: their centred logits, float32.
+        latest: values of the statistics of the latest query, in their order.
+    """
+
+    def __init__(self, layouts: Mapping[str, RowsLayout]) -> None:
+        self.pairs = 0
+        self.latest = np.full(4, np.nan)
+        self.vectors = Rows(layouts["vectors"])
+        self.inputs = Rows(layouts["inputs"])
+        self.logits = Rows(layouts["logits"])
+        self.vector_index = NeighbourIndex(layouts["vectors"].shape[0])
+        self.input_index = NeighbourIndex(layouts["inputs"].shape[0])
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The count and the latest values."""
+        return {"pairs": np.array([self.pairs, *self.latest])}
+
+    def rows(self) -> dict[str, Rows]:
+        """All that grows."""
+        return {"vectors": self.vectors, "inputs": self.inputs, "logits": self.logits}
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]], rows: Mapping[str, Rows]) -> None:
+        """Take everything back and rebuild the indexes."""
+        self.pairs, self.latest = int(arrays["pairs"][0]), arrays["pairs"][1:].copy()
+        self.vectors, self.inputs, self.logits = rows["vectors"], rows["inputs"], rows["logits"]
+        if len(self.vectors):
+            self.vector_index.add(self.vectors.array.astype(np.float32))
+        if len(self.inputs):
+            self.input_index.add(pixels(self.inputs.array))
+
+    def remember(self, vector: NDArray[np.float16], image: NDArray[np.uint8], logits: NDArray[np.float32]) -> None:
+        """Add one query; the oldest chunks may fall out."""
+        if evicted := len(self.vectors.append(vector)):
+            self.vector_index.drop_oldest(evicted)
+        self.vector_index.add(vector.astype(np.float32))
+        if evicted := len(self.inputs.append(image)):
+            self.input_index.drop_oldest(evicted)
+        self.input_index.add(pixels(image))
+        self.logits.append(logits)
+
+
+class SimilarityDetector(Detector[SimilarityMemory]):
+    """Counts similar pairs; 50 condemn an account.
+
+    A pair is a query and its nearest earlier one of the account, closer than delta in the encoder's space. Beside it,
+    as evidence: the distance itself; *steepness*, the change of the centred logits over the change of the input from
+    the nearest earlier input of the latest `steepness_window` (crafted queries follow the gradient, photographs do
+    not), once over all and once where that input is close; and the distance to the honest reference, the k-th nearest
+    of a fixed set of honest images in the reference encoder's space.
+    """
+
+    name: ClassVar[str] = "similarity"
+    statistics: ClassVar[tuple[Statistic, ...]] = (
+        Statistic("pair_distance", suspicious_when_high=False),
+        Statistic("steepness", suspicious_when_high=True),
+        Statistic("steepness_where_close", suspicious_when_high=True),
+        Statistic("reference_distance", suspicious_when_high=True),
+    )
+
+    def __init__(
+        self,
+        section: SimilaritySection,
+        model: ModelSection,
+        similarity: SimilarityEncoder,
+        reference: ReferenceEncoder,
+        honest: NDArray[np.float32],
+        evidence: EvidenceModel,
+        fingerprint: str,
+    ) -> None:
+        """
+        Args:
+            section: thresholds and bounds.
+            model: shapes of inputs and logits.
+            similarity: trained, in evaluation mode.
+            reference: trained, in evaluation mode.
+            honest: [m, 128] features of honest images under `reference`.
+            evidence: calibrated for the statistics.
+            fingerprint: identity of all of this.
+        """
+        super().__init__(evidence, fingerprint)
+        self.section, self.model = section, model
+        self.similarity, self.reference = similarity, reference
+        self.honest = ReferenceIndex(honest)
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle) -> SimilarityDetector:
+        """The detector that the bundle was calibrated for.
+
+        Raises:
+            BundleError: a file does not hold the network that it should.
+        """
+        model = bundle.manifest.model
+        channels, classes = model.input_shape[0], len(model.classes)
+        similarity = bundle_network(bundle, "similarity", SimilarityEncoder(channels, classes))
+        reference = bundle_network(bundle, "reference", ReferenceEncoder(channels, classes))
+        honest = bundle.tensors("honest")["features"].astype(np.float32)
+        evidence = cls.calibrated_evidence(bundle)
+        return cls(bundle.manifest.similarity, model, similarity, reference, honest, evidence, bundle.fingerprint)
+
+    def score(self, inputs: NDArray[np.uint8], logits: NDArray[np.float32]) -> Features:
+        """Feature vectors, the distance to the honest reference, and centred logits.
+
+        Raises:
+            ValueError: inputs or logits have other shapes than the bundle's, or logits are not finite.
+        """
+        check_inputs(inputs, self.model.input_shape)
+        check_logits(logits, len(inputs), len(self.model.classes))
+        features = in_fixed_batches(lambda x: both(self.similarity, self.reference, x), inputs)
+        vectors, reference = np.split(features, [SimilarityEncoder.DIMENSIONS], axis=1)
+        return {
+            # Half precision halves the state; rounding here makes the index and the stored rows agree.
+            "vector": vectors.astype(np.float16),
+            "reference_distance": self.honest.distances(reference, self.section.reference_neighbour),
+            "image": inputs.reshape(len(inputs), -1),
+            "logits": logits - logits.mean(axis=1, keepdims=True),
+        }
+
+    def initial_memory(self) -> SimilarityMemory:
+        """No queries."""
+        return SimilarityMemory(self.layouts())
+
+    def layouts(self) -> Mapping[str, RowsLayout]:
+        """Feature vectors for `capacity` queries; inputs and logits for the latest `steepness_window`."""
+        size, window = int(np.prod(self.model.input_shape)), self.section.steepness_window
+        return {
+            "vectors": RowsLayout((SimilarityEncoder.DIMENSIONS,), np.float16, self.section.capacity),
+            "inputs": RowsLayout((size,), np.uint8, window),
+            "logits": RowsLayout((len(self.model.classes),), np.float32, window),
+        }
+
+    def observe(self, memory: SimilarityMemory, features: Features, row: int) -> tuple[float, ...]:
+        """Find the nearest earlier query in both spaces, count a pair, remember the query."""
+        vector, image, logits = features["vector"][row], features["image"][row], features["logits"][row]
+        pair_distance, _ = memory.vector_index.nearest(vector.astype(np.float32))
+        input_distance, neighbour = memory.input_index.nearest(pixels(image))
+        steepness = close = float("nan")
+        if neighbour >= 0 and input_distance > 0:
+            change = np.linalg.norm((logits - memory.logits.array[neighbour]).astype(np.float64))
+            steepness = float(change) / input_distance
+            close = steepness if input_distance < self.section.close else float("nan")
+        nearest = pair_distance if np.isfinite(pair_distance) else float("nan")
+        memory.pairs += nearest < self.section.delta
+        memory.remember(vector, image, logits)
+        values = (nearest, steepness, close, float(features["reference_distance"][row]))
+        memory.latest = np.array(values)
+        return values
+
+    def rule(self, memory: SimilarityMemory) -> Rule:
+        """`pairs` similar pairs or more."""
+        return Rule(
+            statistic=float(memory.pairs),
+            threshold=float(self.section.pairs),
+            flagged=memory.pairs >= self.section.pairs,
+            details={
+                "delta": self.section.delta,
+                **{s.name: float(value) for s, value in zip(self.statistics, memory.latest, strict=True)},
+            },
+        )

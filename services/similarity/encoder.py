@@ -1,0 +1,70 @@
+"""The networks of the similarity detector."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class SimilarityEncoder(nn.Module):
+    """Images [n, channels, 28, 28] in [0, 1] to feature vectors [n, 256]: close for variants of one image.
+
+    The encoder of Chen, Carlini and Wagner (Stateful detection of black-box adversarial attacks, 2019), as TR 2021-126,
+    section VI-A trains it: first a classifier (`classify`), then by contrastive loss.
+    """
+
+    DIMENSIONS = 256
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(
+            nn.Conv2d(channels, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(0.25),
+            nn.Conv2d(32, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(0.25),
+            nn.Flatten(), nn.Linear(64 * 4 * 4, 512), nn.ReLU(), nn.Dropout(0.5), nn.Linear(512, self.DIMENSIONS),
+        )  # fmt: skip
+        self.head = nn.Linear(self.DIMENSIONS, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Feature vectors [n, 256]."""
+        vectors: Tensor = self.trunk(images)
+        return vectors
+
+    def classify(self, images: Tensor) -> Tensor:
+        """Logits [n, classes], for the first stage of training."""
+        logits: Tensor = self.head(self(images))
+        return logits
+
+
+class ReferenceEncoder(nn.Module):
+    """Images to normalised penultimate features [n, 128] of a classifier that was trained on varied photographs.
+
+    An honest query lies near honest ones in this space (Sun et al., Out-of-distribution detection with deep nearest
+    neighbors, 2022), and cameras matter little, since training varied gain, gamma, shift and noise.
+    """
+
+    DIMENSIONS = 128
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(
+            nn.Conv2d(channels, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(32, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(64, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(),
+            nn.Flatten(), nn.Dropout(0.3), nn.Linear(64 * 7 * 7, self.DIMENSIONS), nn.ReLU(), nn.Dropout(0.3),
+        )  # fmt: skip
+        self.head = nn.Linear(self.DIMENSIONS, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features [n, 128] of unit length."""
+        return functional.normalize(self.trunk(images), dim=1)
+
+    def classify(self, images: Tensor) -> Tensor:
+        """Logits [n, classes]."""
+        logits: Tensor = self.head(self.trunk(images))
+        return logits
+
+
+def both(similarity: SimilarityEncoder, reference: ReferenceEncoder, images: Tensor) -> Tensor:
+    """[n, 256 + 128], both networks' features side by side."""
+    return torch.cat([similarity(images), reference(images)], dim=1)

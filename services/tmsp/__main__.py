@@ -1,0 +1,5 @@
+"""`python -m services.tmsp`"""
+
+from services.tmsp.app import main
+
+main()

@@ -1,0 +1,112 @@
+"""Similar pairs, steepness and reference distance against brute force over all that the account sent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from services.similarity.detector import SimilarityDetector
+from shared.detection import Detector
+from shared.neighbours import ReferenceIndex
+from tests.support.accounts import Stream, crafted, honest
+
+WINDOW = 128
+"""`steepness_window` of the suite's bundle; rows are evicted 64 at a time, so 128 to 192 are kept."""
+
+
+@pytest.fixture(scope="module")
+def detector(detectors: dict[str, Detector[Any]]) -> SimilarityDetector:
+    found = detectors["similarity"]
+    assert isinstance(found, SimilarityDetector)
+    return found
+
+
+@pytest.fixture(scope="module")
+def account() -> Stream:
+    """Honest pictures and small steps from them, mixed: some pairs are similar, most are not."""
+    one, other = honest(80, 60), crafted(80, 60)
+    order = np.random.default_rng(1).permutation(120)
+    return Stream(np.concatenate([one.inputs, other.inputs])[order], np.concatenate([one.logits, other.logits])[order])
+
+
+def brute_force(rows: NDArray[np.generic], row: int) -> tuple[float, int]:
+    """Distance to, and number of, the nearest of the rows before `row`."""
+    if row == 0:
+        return np.nan, -1
+    distances = np.linalg.norm(rows[:row].astype(np.float64) - rows[row].astype(np.float64), axis=1)
+    return float(distances.min()), int(distances.argmin())
+
+
+def test_pairs_are_counted_as_brute_force_counts_them(detector: SimilarityDetector, account: Stream) -> None:
+    features = detector.features(account.inputs, account.logits)
+    nearest = np.array([brute_force(features["vector"], row)[0] for row in range(len(account))])
+    delta = float(np.nanquantile(nearest, 0.4))
+    section = detector.section.model_copy(update={"delta": delta, "pairs": 30})
+    strict = SimilarityDetector(
+        section,
+        detector.model,
+        detector.similarity,
+        detector.reference,
+        np.zeros((20, 128), dtype=np.float32),
+        detector.evidence,
+        "test",
+    )
+    state, similar = strict.initial(), 0
+    for row in range(len(account)):
+        state, observation = strict.step(state, features, np.array([row]))
+        similar += bool(nearest[row] < delta)
+        assert observation.rule.statistic == similar
+        assert observation.rule.flagged == (similar >= 30)
+    assert 30 < similar < 90
+
+
+def test_the_four_statistics_are_those_of_brute_force(detector: SimilarityDetector, account: Stream) -> None:
+    features = detector.features(account.inputs, account.logits)
+    values, _ = detector.replay(detector.initial(), features, np.arange(len(account)))
+    pixels = account.inputs.reshape(len(account), -1) / 255.0
+    centred = account.logits - account.logits.mean(axis=1, keepdims=True)
+    for row in range(len(account)):
+        pair, _ = brute_force(features["vector"], row)
+        distance, neighbour = brute_force(pixels, row)
+        steepness = float(np.linalg.norm(centred[row] - centred[neighbour]) / distance) if row else np.nan
+        close = steepness if distance < detector.section.close else np.nan
+        np.testing.assert_allclose(values[row, :3], [pair, steepness, close], rtol=1e-4, equal_nan=True)
+    np.testing.assert_array_equal(values[:, 3], features["reference_distance"])
+
+
+def test_crafted_queries_are_steeper_than_honest_ones(detector: SimilarityDetector) -> None:
+    medians = []
+    for account in (honest(81, 120), crafted(81, 120)):
+        features = detector.features(account.inputs, account.logits)
+        medians.append(np.nanmedian(detector.replay(detector.initial(), features, np.arange(120))[0][:, 1]))
+    assert medians[1] > 1.5 * medians[0]
+
+
+def test_the_reference_distance_is_that_to_the_kth_nearest(detector: SimilarityDetector) -> None:
+    random = np.random.default_rng(2)
+    honest_features, queries = random.normal(size=(50, 8)), random.normal(size=(5, 8))
+    found = ReferenceIndex(honest_features.astype(np.float32)).distances(queries.astype(np.float32), 10)
+    every = np.linalg.norm(queries[:, None] - honest_features[None], axis=2)
+    np.testing.assert_allclose(found, np.sort(every, axis=1)[:, 9], rtol=1e-4)
+
+
+def test_steepness_looks_back_no_further_than_its_window(detector: SimilarityDetector) -> None:
+    """Beside a picture that is long gone, a query's nearest is one of the latest."""
+    far = honest(82, 300)
+    again = far.inputs[:1].copy()
+    again[0, 0, 0, 0] ^= 1
+    account = Stream(np.concatenate([far.inputs, again]), np.concatenate([far.logits, far.logits[:1]]))
+    features = detector.features(account.inputs, account.logits)
+    state = detector.initial()
+    values, _ = detector.replay(state, features, np.arange(301))
+    pixels = account.inputs.reshape(301, -1) / 255.0
+    kept = len(state.memory.inputs) - 1
+    assert WINDOW <= kept <= WINDOW + 64
+    distances = np.linalg.norm(pixels[300 - kept : 300] - pixels[300], axis=1)
+    neighbour = 300 - kept + int(distances.argmin())
+    centred = account.logits - account.logits.mean(axis=1, keepdims=True)
+    expected = np.linalg.norm(centred[300] - centred[neighbour]) / distances.min()
+    assert values[300, 1] == pytest.approx(float(expected), rel=1e-4)
