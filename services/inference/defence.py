@@ -1,0 +1,188 @@
+"""What lies between an account and the model: its verdict, its answers, and the record of its queries."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Mapping, Sequence
+
+import grpc
+import numpy as np
+from numpy.typing import NDArray
+
+from services.inference.publisher import AcceptedQueries, Publisher
+from services.inference.refusal import RefusedError
+from services.inference.responses import AccountState, Fingerprints, PerturbedMemory, ResponsePolicy, Told, truth
+from services.inference.settings import AnswerMode
+from services.inference.topic_reader import Entry
+from services.inference.verdicts import VerdictTable
+from shared.bundle import ModelSection
+from shared.clock import Clock
+from shared.codec import CodecError, decode_perturbed, decode_verdict
+from shared.events import Action, PerturbedAnswer, Verdict
+from shared.log import get_logger
+from shared.metrics import (
+    INFERENCE_QUERIES,
+    PERTURBED_ANSWERS,
+    VERDICT_LATENCY_SECONDS,
+    VERDICTS_HELD,
+)
+
+log = get_logger(__name__)
+
+DEFAULT_RESPONSE = "amao"
+
+
+class Defence:
+    """Obeys verdicts, spoils answers, publishes queries. All of it in the event loop, but for the hashing."""
+
+    def __init__(
+        self,
+        model: ModelSection,
+        mode: AnswerMode,
+        policies: Mapping[str, ResponsePolicy],
+        memory: PerturbedMemory,
+        publisher: Publisher,
+        clock: Clock,
+    ) -> None:
+        """
+        Args:
+            model: whose verdicts and answers these are.
+            mode: what the model answers.
+            policies: by name; `DEFAULT_RESPONSE` is among them.
+            memory: of the policies.
+            publisher: takes what was answered.
+            clock: for event time and expiry.
+        """
+        self._model = model
+        self._mode = mode
+        self._policies = policies
+        self._memory = memory
+        self._publisher = publisher
+        self._clock = clock
+        self._table = VerdictTable(model.name)
+        self._states: dict[tuple[str, str], AccountState] = {}
+        self.live = False
+        """Set once the topics are read: only then does a verdict's arrival say how fast verdicts are."""
+
+    def admit(self, account: str, queries: int) -> Verdict | None:
+        """The verdict under which an account's queries are answered, if any.
+
+        Raises:
+            RefusedError: the account is banned or too fast, or its queries could not be recorded.
+        """
+        verdict = self._table.in_force(account, self._clock.now())
+        action = verdict.action if verdict else Action.ALLOW
+        if verdict and action is Action.BAN:
+            raise RefusedError(grpc.StatusCode.PERMISSION_DENIED, "access denied")
+        if verdict and action is Action.THROTTLE:
+            wait = self._table.wait_of(verdict, queries, self._clock.monotonic())
+            if wait > 0.0:
+                raise RefusedError(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many requests", retry_after=wait)
+        self._require_room(queries)
+        return verdict
+
+    async def answer(
+        self,
+        account: str,
+        request_id: str,
+        verdict: Verdict | None,
+        inputs: NDArray[np.uint8],
+        logits: NDArray[np.float32],
+        probabilities: NDArray[np.float32],
+    ) -> NDArray[np.float32]:
+        """What n queries of an account are answered, published: [n, classes].
+
+        Raises:
+            RefusedError: the queries cannot be recorded, and so must not be answered.
+        """
+        perturb = verdict is not None and verdict.action is Action.PERTURB
+        fingerprints = await asyncio.to_thread(Fingerprints.of, inputs) if perturb else None
+        # From here on nothing waits: the account's state, its answers and their record change together.
+        self._require_room(len(inputs))
+        request = uuid.uuid4().hex
+        query_ids = [f"{request}-{row}" for row in range(len(inputs))]
+        now = self._clock.now()
+        if fingerprints is None or verdict is None:
+            told = Told(truth(probabilities, self._mode), np.zeros(len(inputs), dtype=np.bool_), ())
+            spoiled: tuple[PerturbedAnswer, ...] = ()
+        else:
+            policy = self._policies.get(verdict.response or DEFAULT_RESPONSE, self._policies[DEFAULT_RESPONSE])
+            state = self._states.setdefault((account, policy.name), AccountState())
+            told = policy.answer(state, query_ids, fingerprints, probabilities)
+            PERTURBED_ANSWERS.labels(policy.name).inc(int(told.perturbed.sum()))
+            spoiled = tuple(
+                PerturbedAnswer(
+                    query_id=query_ids[row],
+                    account=account,
+                    model_name=self._model.name,
+                    model_version=self._model.version,
+                    answered_at=now,
+                    response=policy.name,
+                    perceptual_hash=int(fingerprints.perceptual[row]),
+                    input=inputs[row],
+                    logits=logits[row],
+                    answer=told.answers[row],
+                )
+                for row in told.spoiled
+            )
+        action = verdict.action if verdict else Action.ALLOW
+        self._publisher.offer(
+            AcceptedQueries(
+                account=account,
+                request_id=request_id,
+                query_ids=query_ids,
+                accepted_at=now,
+                inputs=inputs,
+                logits=logits,
+                answers=told.answers,
+                action=action,
+                perturbed=told.perturbed,
+                spoiled=spoiled,
+            )
+        )
+        INFERENCE_QUERIES.labels(action.name.lower()).inc(len(inputs))
+        return told.answers
+
+    def apply_verdicts(self, entries: Sequence[Entry]) -> None:
+        """Take in records of the topic `verdicts`."""
+        for account, value in entries:
+            try:
+                verdict = decode_verdict(value) if value is not None else None
+            except CodecError as error:
+                log.error("verdict not understood, the account's earlier one stays", error=str(error))
+                continue
+            name = verdict.account if verdict else account
+            if self._table.apply(name, verdict) and verdict is not None and self.live:
+                self._announce(verdict)
+        VERDICTS_HELD.set(self._table.held(self._clock.now()))
+
+    def apply_perturbed(self, entries: Sequence[Entry]) -> None:
+        """Take in records of the topic `perturbed`: what any replica has spoiled."""
+        for _, value in entries:
+            if value is None:
+                continue
+            try:
+                spoiled = decode_perturbed(value)
+            except CodecError as error:
+                log.error("perturbed answer not understood and not remembered", error=str(error))
+                continue
+            same_model = (spoiled.model_name, spoiled.model_version) == (self._model.name, self._model.version)
+            if same_model and spoiled.answer.shape == (len(self._model.classes),):
+                self._memory.record(spoiled.query_id, spoiled.perceptual_hash, spoiled.answer)
+
+    def _announce(self, verdict: Verdict) -> None:
+        latency = (self._clock.now() - verdict.cause_accepted_at) / 1e6 if verdict.cause_accepted_at else None
+        if latency is not None:
+            VERDICT_LATENCY_SECONDS.observe(latency)
+        log.info(
+            "verdict enforced",
+            account=verdict.account,
+            action=verdict.action.name.lower(),
+            latency_seconds=latency,
+            at_query=verdict.at_query,
+        )
+
+    def _require_room(self, queries: int) -> None:
+        if not self._publisher.has_room(queries):
+            raise RefusedError(grpc.StatusCode.UNAVAILABLE, "the server is busy, try again later", retry_after=1.0)

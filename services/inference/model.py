@@ -1,0 +1,42 @@
+"""The served model: views in, logits out."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from services.inference.network import Classifier
+from shared.bundle import Bundle
+from shared.networks import bundle_network, images
+
+TENSORS = "victim"
+"""File of the bundle that holds the network."""
+
+
+class Model:
+    """The bundle's classifier, ready to infer."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        """
+        Raises:
+            BundleError: the bundle has no network, or one of another form.
+        """
+        section = bundle.manifest.model
+        empty = Classifier(section.input_shape[0], len(section.classes))
+        self._network = bundle_network(bundle, TENSORS, empty)
+        self._input_shape = section.input_shape
+        self.logits(np.zeros((1, *section.input_shape), dtype=np.uint8))
+
+    def logits(self, inputs: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """[n, classes] logits of [n, ...] uint8 views, in one forward pass."""
+        with torch.inference_mode():
+            logits: NDArray[np.float32] = self._network(images(inputs)).float().cpu().numpy()
+        return logits
+
+
+def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """[n, classes] probabilities of [n, classes] logits."""
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities: NDArray[np.float32] = exponentials / exponentials.sum(axis=1, keepdims=True)
+    return probabilities
