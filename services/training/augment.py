@@ -1,0 +1,58 @@
+"""Variants of images, drawn anew for each: what an honest camera does, and the contrastive loss's positives."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def _uniform(n: int, low: float, high: float) -> Tensor:
+    return torch.empty(n, 1, 1, 1).uniform_(low, high)
+
+
+def varied_photographs(images: Tensor) -> Tensor:
+    """[n, c, h, w] in [0, 1] by cameras of varied gain, gamma, noise and aim: the range of `shared.population`."""
+    n = len(images)
+    noise = torch.randn_like(images) * _uniform(n, 0.0, 0.06) * (torch.rand(n, 1, 1, 1) < 0.5)
+    varied = (_uniform(n, 0.55, 1.15) * images ** _uniform(n, 0.7, 1.5) + noise).clamp(0, 1)
+    moved = transformed(varied, shift=2 / images.shape[-1])
+    plain = torch.rand(n, 1, 1, 1) < 0.3
+    return torch.where(plain, images, moved)
+
+
+def transformed(images: Tensor, degrees: float = 0.0, shift: float = 0.0, scale: float = 0.0) -> Tensor:
+    """Each image rotated, shifted (share of its side) and scaled by an amount drawn uniformly up to the one given."""
+    n = len(images)
+    angle = torch.empty(n).uniform_(-degrees, degrees) * math.pi / 180
+    size = 1 + torch.empty(n).uniform_(-scale, scale)
+    theta = torch.zeros(n, 2, 3)
+    theta[:, 0, 0], theta[:, 0, 1] = angle.cos() * size, -angle.sin() * size
+    theta[:, 1, 0], theta[:, 1, 1] = angle.sin() * size, angle.cos() * size
+    theta[:, :, 2] = torch.empty(n, 2).uniform_(-2 * shift, 2 * shift)
+    grid = functional.affine_grid(theta, list(images.shape), align_corners=False)
+    return functional.grid_sample(images, grid, align_corners=False)
+
+
+def positives(images: Tensor) -> Tensor:
+    """A slight variant of each image: noise for a quarter, else one of six transformations.
+
+    Amounts after the code of TR 2021-126: rotation 15 degrees, shift 5%, scale 17%, crop 4%, brightness 9%, contrast
+    55%, Gaussian noise 0.095 or uniform 0.064.
+    """
+    n = len(images)
+    choices = [
+        images + torch.randn_like(images) * 0.095,
+        images + torch.empty_like(images).uniform_(-0.064, 0.064),
+        transformed(images, degrees=15),
+        transformed(images, shift=0.05),
+        transformed(images, scale=0.17),
+        transformed(images, shift=0.02, scale=0.04),
+        images + _uniform(n, -0.09, 0.09),
+        (images - images.mean((1, 2, 3), keepdim=True)) * (1 + _uniform(n, -0.55, 0.55))
+        + images.mean((1, 2, 3), keepdim=True),
+    ]
+    chosen = torch.randint(len(choices), (n,))
+    return torch.stack(choices)[chosen, torch.arange(n)].clamp(0, 1)
