@@ -1,0 +1,70 @@
+"""What a campaign is told and what it reports: data alone, so that who orders one needs neither torch nor a client."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from shared.datasets import DEFAULT_FOLDER
+
+
+class ClientPlan(BaseModel):
+    """One account."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    account: str
+    key: str = Field(repr=False)
+    role: Literal["honest", "attack"]
+    kind: str
+    """One of `HONEST_KINDS` or of `ATTACKS`."""
+    queries: int = Field(ge=1)
+    """Of an honest client; an attacker's budget."""
+    queries_per_second: float | None = Field(None, gt=0)
+    request_rows: int = Field(1, ge=1)
+    """Of an attacker; an honest kind has its own."""
+
+
+class CampaignPlan(BaseModel):
+    """Accounts that one process drives."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    address: str
+    model: str
+    clients: tuple[ClientPlan, ...] = Field(min_length=1)
+    report: Path
+    """Rewritten as the campaign goes on."""
+    seed: int = 0
+    data: Path = DEFAULT_FOLDER
+    bundle: Path | None = None
+    """The victim itself, to measure the copies by; no attack reads it."""
+
+
+class ClientReport(BaseModel):
+    """What became of one account, as its client saw it."""
+
+    state: Literal["waiting", "running", "done", "banned", "failed"] = "waiting"
+    queries: int = 0
+    """Answered."""
+    error: str = ""
+    milestones: list[tuple[int, float, float]] = Field(default_factory=list)
+    """Of a copy: after so many queries, its agreement with the victim and its accuracy on clean images."""
+
+
+class CampaignReport(BaseModel):
+    """What became of every account."""
+
+    accounts: dict[str, ClientReport] = Field(default_factory=dict)
+
+    @property
+    def over(self) -> bool:
+        """Whether no client has anything left to do."""
+        return all(report.state not in ("waiting", "running") for report in self.accounts.values())
+
+    @classmethod
+    def read(cls, path: Path) -> CampaignReport:
+        """The report as far as it goes; empty where there is none yet."""
+        return cls.model_validate_json(path.read_text()) if path.exists() else cls()

@@ -1,0 +1,170 @@
+"""The attacks really attack: what they craft obeys their papers, and their copies get better by it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from services.redteam.attack import Attack, Banned
+from services.redteam.jacobian import JacobianAttack, JbaPgd, JbdaTr, JbTop3, likeliest_others
+from services.redteam.knockoff import KnockoffNets
+from services.redteam.substitute import Images, Probabilities, Substitute, Yardstick, as_tensor
+from shared.datasets import load_digits, load_splits
+
+SEEDS = 40
+FEW = 12
+BUDGET = 640
+ROWS = 64
+JACOBIAN: tuple[type[JbdaTr] | type[JbaPgd] | type[JbTop3], ...] = (JbdaTr, JbaPgd, JbTop3)
+
+
+class Victim:
+    """An undefended model that answers with labels, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        train = load_splits().train[:5000]
+        self.network = Substitute(10, np.random.default_rng(0))
+        self.network.train(train.images, np.eye(10, dtype=np.float32)[train.labels], epochs=4)
+        self.asked: list[Images] = []
+
+    def __call__(self, images: Images) -> Probabilities:
+        self.asked.append(images)
+        return np.eye(10, dtype=np.float32)[self.network.labels(images)]
+
+
+@pytest.fixture(scope="module")
+def trained() -> Victim:
+    torch.set_num_threads(1)
+    return Victim()
+
+
+@pytest.fixture
+def victim(trained: Victim) -> Victim:
+    trained.asked = []
+    return trained
+
+
+@pytest.fixture(scope="module")
+def yardstick(trained: Victim) -> Yardstick:
+    clean = load_splits().test[:2000]
+    return Yardstick(clean.images, trained.network.labels(clean.images), clean.labels)
+
+
+@pytest.fixture(scope="module")
+def seeds() -> Images:
+    return load_splits().test.images[5000 : 5000 + SEEDS]
+
+
+@pytest.mark.parametrize(("attack", "margin"), [(JbdaTr, 0.03), (JbaPgd, 0.03), (JbTop3, 0.03)])
+def test_a_jacobian_attack_copies_better_than_its_seeds_alone(
+    attack: type[JbdaTr], margin: float, victim: Victim, yardstick: Yardstick, seeds: Images
+) -> None:
+    report = attack(seeds, request_rows=ROWS).run(victim, BUDGET, np.random.default_rng(0), yardstick)
+    agreement = [milestone.similarity.agreement for milestone in report.milestones if milestone.similarity]
+    assert report.milestones[0].queries == SEEDS
+    assert report.queries == BUDGET
+    assert agreement[-1] > agreement[0] + margin
+
+
+def test_digits_teach_a_copy_about_clothes(victim: Victim, yardstick: Yardstick) -> None:
+    attack = KnockoffNets(load_digits().images, round_queries=500, request_rows=ROWS)
+    report = attack.run(victim, 2000, np.random.default_rng(0), yardstick)
+    agreement = [milestone.similarity.agreement for milestone in report.milestones if milestone.similarity]
+    assert agreement[-1] > agreement[0] + 0.05
+    assert agreement[-1] > 0.2
+
+
+@pytest.mark.parametrize("attack", JACOBIAN)
+def test_crafted_images_stay_within_the_radius_of_what_they_were_crafted_from(
+    attack: type[JbdaTr], victim: Victim, seeds: Images
+) -> None:
+    one = attack(seeds[:FEW], request_rows=ROWS)
+    one.run(victim, FEW * (1 + attack.crafted_per_image), np.random.default_rng(1))
+    asked = np.concatenate(victim.asked).astype(np.int64)
+    origins = np.repeat(asked[:FEW], attack.crafted_per_image, axis=0)
+    moved = np.abs(asked[FEW:] - origins)
+    # Rounding to whole pixels may add half a step.
+    assert moved.max() <= one.radius * 255 + 0.5
+    assert (moved.reshape(len(moved), -1).max(axis=1) > 0).all()
+
+
+@pytest.mark.parametrize("attack", JACOBIAN)
+def test_crafting_moves_the_copy_away_from_the_label(attack: type[JbdaTr], seeds: Images, victim: Victim) -> None:
+    one: JacobianAttack = attack(seeds)
+    labels = victim(seeds).argmax(axis=1)
+    crafted = one.craft(victim.network.network, as_tensor(seeds), labels, np.random.default_rng(2))
+    repeated = torch.from_numpy(np.repeat(labels, attack.crafted_per_image))
+    with torch.no_grad():
+        before = victim.network.network(as_tensor(seeds)).softmax(dim=1)[torch.arange(SEEDS), torch.from_numpy(labels)]
+        after = victim.network.network(crafted).softmax(dim=1)[torch.arange(len(repeated)), repeated]
+    assert after.mean() < before.mean() - 0.05
+
+
+def test_the_three_classes_are_the_likeliest_but_the_victims_own() -> None:
+    logits = torch.tensor([[5.0, 4.0, 3.0, 2.0, 1.0]])
+
+    class Fixed(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return logits.clone()
+
+    assert likeliest_others(Fixed(), torch.zeros(1, 1, 28, 28), np.array([1]), 3).tolist() == [[0, 2, 3]]
+
+
+def attacks(seeds: Images) -> list[Attack]:
+    """One of each kind, small enough to be quick."""
+    return [attack(seeds[:FEW], request_rows=7) for attack in JACOBIAN] + [
+        KnockoffNets(load_digits().images, round_queries=FEW, request_rows=7)
+    ]
+
+
+@pytest.mark.parametrize("which", range(4))
+def test_an_attack_asks_in_bytes_and_never_more_than_its_budget(which: int, victim: Victim, seeds: Images) -> None:
+    report = attacks(seeds)[which].run(victim, 40, np.random.default_rng(0))
+    assert report.queries == sum(len(images) for images in victim.asked) == 40
+    assert {images.dtype for images in victim.asked} == {np.dtype(np.uint8)}
+    assert max(len(images) for images in victim.asked) == 7
+
+
+@pytest.mark.parametrize("which", range(4))
+def test_an_attack_of_one_seed_asks_the_same_questions_again(which: int, victim: Victim, seeds: Images) -> None:
+    def questions() -> bytes:
+        victim.asked = []
+        attacks(seeds)[which].run(victim, 30, np.random.default_rng(5))
+        return np.concatenate(victim.asked).tobytes()
+
+    assert questions() == questions()
+
+
+def banning_after(victim: Callable[[Images], Probabilities], answers: int) -> Callable[[Images], Probabilities]:
+    left = iter(range(answers))
+
+    def ask(images: Images) -> Probabilities:
+        if next(left, None) is None:
+            raise Banned("no more")
+        return victim(images)
+
+    return ask
+
+
+def test_a_banned_attack_ends_with_what_it_has(victim: Victim, yardstick: Yardstick, seeds: Images) -> None:
+    report = JbdaTr(seeds[:FEW]).run(banning_after(victim, 20), BUDGET, np.random.default_rng(0), yardstick)
+    assert report.banned
+    assert report.queries == 20
+    assert report.milestones[-1].queries == 20
+
+
+def test_an_attack_that_is_banned_at_once_learns_nothing(victim: Victim, seeds: Images) -> None:
+    report = JbdaTr(seeds).run(banning_after(victim, 0), BUDGET, np.random.default_rng(0))
+    assert report.banned
+    assert report.queries == 0
+    assert report.milestones == []
+
+
+def test_knockoff_asks_no_image_twice(victim: Victim) -> None:
+    foreign = load_digits().images[:50]
+    report = KnockoffNets(foreign, round_queries=20, request_rows=ROWS).run(victim, 80, np.random.default_rng(0))
+    assert report.queries == 50
+    assert {image.tobytes() for image in np.concatenate(victim.asked)} == {image.tobytes() for image in foreign}
