@@ -1,0 +1,132 @@
+"""How fast each worker drains a topic that was filled while it was away: records and queries a second.
+
+Queries are the same for all detectors; the decision drains what the four have said. From Kafka's own timestamps of the
+first and the last record of signals, without the first take; the decision's from the time that its takes took.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import Any
+
+import numpy as np
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+
+from deploy.local import LocalSystem
+from services.inference.model import Model, softmax
+from shared.bundle import Bundle
+from shared.codec import decode_signals, encode_queries
+from shared.events import Action, QueryBatch
+from shared.settings import ServiceSettings
+from shared.topics import QUERIES, SIGNALS, partition_of
+from tests.bench.measure import Plan, SectionError, photographs, spread, trained_bundle
+from tests.bench.system import issue_keys, metric, system
+
+DETECTORS = ("tmsp", "prada", "similarity", "likelihood")
+ACCOUNTS = 200
+ROWS = 32
+"""Of a record."""
+PATIENCE_SECONDS = 600.0
+
+
+def measure(plan: Plan) -> dict[str, Any]:
+    """Fill, start one worker, wait, stop it, start the next."""
+    records, repeats = plan.size(1_500, 600), plan.size(3, 1)
+    bundle = Bundle.load(trained_bundle())
+    issue_keys(plan.folder / "keys.yaml", ["nobody"])
+    result: dict[str, Any] = {"records": records, "rows_a_record": ROWS, "accounts": ACCOUNTS, "workers": {}}
+    found: dict[str, list[dict[str, float]]] = {}
+    with system(plan, "broker", plan.folder / "keys.yaml", services=[]) as broker:
+        for repeat in range(repeats):
+            prefix = f"bench-{repeat}."
+            settings = {"PORTCULLIS_KAFKA": broker.kafka, "PORTCULLIS_TOPIC_PREFIX": prefix}
+            names = ServiceSettings(kafka=broker.kafka, topic_prefix=prefix)
+            with system(plan, f"fill-{repeat}", plan.folder / "keys.yaml", settings, []):
+                plan.report("filling the topic")
+                _fill(names, bundle, records, plan.seed + repeat)
+            for number, name in enumerate(DETECTORS):
+                plan.report(f"{name}: draining, {repeat + 1} of {repeats}")
+                with system(plan, f"{name}-{repeat}", plan.folder / "keys.yaml", settings, [name]) as worker:
+                    drained = _await_signals(worker, names, name, records, number * records)
+                found.setdefault(name, []).append(drained)
+            plan.report(f"decision: draining, {repeat + 1} of {repeats}")
+            with system(plan, f"decision-{repeat}", plan.folder / "keys.yaml", settings, ["decision"]) as worker:
+                found.setdefault("decision", []).append(_await_decision(worker, records * len(DETECTORS)))
+    for name, drains in found.items():
+        result["workers"][name] = {unit: spread([drain[unit] for drain in drains]) for unit in drains[0]}
+    return result
+
+
+def _fill(settings: ServiceSettings, bundle: Bundle, records: int, seed: int) -> None:
+    """`records` batches of honest queries, of any accounts of one partition each."""
+    section, random = bundle.manifest.model, np.random.default_rng(seed)
+    images = photographs(min(records * ROWS, 60_000), seed)
+    model = Model(bundle)
+    logits = np.concatenate([model.logits(images[i : i + 256]) for i in range(0, len(images), 256)])
+    answers = softmax(logits)
+    accounts = [f"account-{number}" for number in range(ACCOUNTS)]
+    by_partition: list[list[str]] = [[] for _ in range(settings.partitions)]
+    for account in accounts:
+        by_partition[partition_of(account, settings.partitions)].append(account)
+    producer = KafkaProducer(bootstrap_servers=settings.kafka.split(","), acks="all", linger_ms=20)
+    for record in range(records):
+        partition = record % settings.partitions
+        rows = np.arange(record * ROWS, (record + 1) * ROWS) % len(images)
+        batch = QueryBatch(
+            batch_id=uuid.UUID(int=int(random.integers(2**63))).bytes,
+            model_name=section.name,
+            model_version=section.version,
+            query_ids=[f"{record}-{row}" for row in range(ROWS)],
+            accounts=random.choice(by_partition[partition], ROWS).tolist(),
+            request_ids=[""] * ROWS,
+            accepted_at=np.full(ROWS, time.time_ns() // 1000, dtype=np.int64),
+            inputs=images[rows],
+            logits=logits[rows],
+            answers=answers[rows],
+            actions=np.full(ROWS, Action.ALLOW, dtype=np.uint8),
+            perturbed=np.zeros(ROWS, dtype=np.bool_),
+        )
+        producer.send(settings.topic(QUERIES), encode_queries(batch), partition=partition)
+    producer.flush()
+    producer.close()
+
+
+def _await_signals(
+    worker: LocalSystem, settings: ServiceSettings, name: str, records: int, before: int
+) -> dict[str, float]:
+    """Wait until the worker has answered every record; `before` records of others lie in front."""
+    consumer = KafkaConsumer(bootstrap_servers=settings.kafka.split(","), enable_auto_commit=False)
+    consumer.assign([TopicPartition(settings.topic(SIGNALS), p) for p in range(settings.partitions)])
+    consumer.seek_to_beginning()
+    times: list[int] = []
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while len(times) < records:
+        worker.check()
+        if time.monotonic() > deadline:
+            raise SectionError(f"{name} answered {len(times)} of {records} records (after {before} of others)")
+        for found in consumer.poll(timeout_ms=500).values():
+            times += [record.timestamp for record in found if decode_signals(record.value).detector == name]
+    consumer.close()
+    return _rates(np.sort(np.array(times)) / 1e3)
+
+
+def _rates(seconds: np.ndarray) -> dict[str, float]:
+    """Of records with these times; what the first take answered only sets the clock."""
+    first = seconds[0] + 0.05
+    later = seconds[seconds > first]
+    if not len(later):
+        raise SectionError("the worker drained everything in one take: measure more records")
+    rate = len(later) / (later[-1] - seconds[seconds <= first][-1])
+    return {"records_a_second": float(rate), "queries_a_second": float(rate * ROWS)}
+
+
+def _await_decision(worker: LocalSystem, records: int) -> dict[str, float]:
+    url, deadline = worker.metrics_url("decision"), time.monotonic() + PATIENCE_SECONDS
+    while (taken := metric(url, r"portcullis_worker_records_total\{")) < records:
+        worker.check()
+        if time.monotonic() > deadline:
+            raise SectionError(f"the decision took {taken:.0f} of {records} records")
+        time.sleep(0.2)
+    rate = taken / metric(url, r"portcullis_worker_take_seconds_sum\{")
+    return {"records_a_second": rate, "queries_a_second": rate * ROWS / len(DETECTORS)}
