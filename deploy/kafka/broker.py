@@ -384,7 +384,8 @@ class LocalBroker:
     def _format(self, runtime: Runtime, properties: Path) -> None:
         cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         tool = ["-XX:TieredStopAtLevel=1", *_JVM, "kafka.tools.StorageTool"]
-        arguments = [*tool, "format", "-t", cluster, "-c", str(properties)]
+        # One word: an identifier in 64 begins with a dash, and would be read as the next option.
+        arguments = [*tool, "format", f"--cluster-id={cluster}", "-c", str(properties)]
         if spawn(runtime.command(self.folder, self.port, arguments), self.log).wait():
             raise BrokerError(f"Kafka's storage cannot be made in {self._data}:\n{tail(self.log)}")
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,8 +21,11 @@ pytestmark = pytest.mark.kafka
 
 
 @pytest.fixture
-def own_broker(tmp_path: Path) -> Iterator[LocalBroker]:
+def own_broker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalBroker]:
+    """A broker of the test's own, whose cluster's identifier looks like an option of the command line."""
+    monkeypatch.setattr(uuid, "uuid4", lambda: uuid.UUID(bytes=b"\xfb\xef\xbe" * 5 + b"\xfb"))
     with LocalBroker(tmp_path / "kafka") as broker:
+        monkeypatch.undo()
         yield broker
 
 
