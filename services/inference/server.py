@@ -91,7 +91,7 @@ class InferenceServer:
         bundle = Bundle.load(settings.bundle)
         section = bundle.manifest.model
         interface = Interface(section, settings.answer_mode, _most_rows(settings, section), settings.max_request_bytes)
-        self._batcher = Batcher(Model(bundle).logits, settings.max_batch_rows)
+        self._batcher = Batcher(Model(bundle).logits, settings.max_batch_rows, settings.max_waiting_rows)
         authenticator = Authenticator(settings.keys, self._clock)
         self._streams = _streams(settings, bundle, self._clock) if settings.defence else None
         self._stopping = False

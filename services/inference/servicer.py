@@ -107,7 +107,7 @@ class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
         if not self._ready():
             raise RefusedError(grpc.StatusCode.UNAVAILABLE, "the server is not ready, try again later", retry_after=1.0)
         verdict = self._defence.admit(account, len(query.inputs)) if self._defence else None
-        logits = await self._batcher.infer(query.inputs)
+        logits = await self._batcher.infer(query.inputs, account)
         probabilities = softmax(logits)
         if self._defence:
             answers = await self._defence.answer(account, request.id, verdict, query.inputs, logits, probabilities)

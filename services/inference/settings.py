@@ -50,6 +50,9 @@ class InferenceSettings(ServiceSettings):
     max_batch_rows: int = Field(64, ge=1)
     """Queries that one forward pass gathers from several requests."""
 
+    max_waiting_rows: int = Field(4096, ge=4)
+    """Queries that may wait for the model; one account may fill a quarter. More are refused, to be sent again."""
+
     torch_threads: int = Field(1, ge=1)
     """Threads of one forward pass."""
 
