@@ -7,21 +7,19 @@ first and the last record of signals, without the first take; the decision's fro
 from __future__ import annotations
 
 import time
-import uuid
 from typing import Any
 
 import numpy as np
-from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from kafka import KafkaConsumer, TopicPartition
 
 from deploy.local import LocalSystem
-from services.inference.model import Model, softmax
 from shared.bundle import Bundle
-from shared.codec import decode_signals, encode_queries
-from shared.events import Action, QueryBatch
+from shared.codec import decode_signals
 from shared.settings import ServiceSettings
-from shared.topics import QUERIES, SIGNALS, partition_of
+from shared.topics import SIGNALS
 from tests.bench.measure import Plan, SectionError, photographs, spread, trained_bundle
 from tests.bench.system import issue_keys, metric, system
+from tests.support.streams import photograph_stream, produce_queries
 
 DETECTORS = ("tmsp", "prada", "similarity", "likelihood")
 ACCOUNTS = 200
@@ -60,36 +58,9 @@ def measure(plan: Plan) -> dict[str, Any]:
 
 def _fill(settings: ServiceSettings, bundle: Bundle, records: int, seed: int) -> None:
     """`records` batches of honest queries, of any accounts of one partition each."""
-    section, random = bundle.manifest.model, np.random.default_rng(seed)
     images = photographs(min(records * ROWS, 60_000), seed)
-    model = Model(bundle)
-    logits = np.concatenate([model.logits(images[i : i + 256]) for i in range(0, len(images), 256)])
-    answers = softmax(logits)
-    accounts = [f"account-{number}" for number in range(ACCOUNTS)]
-    by_partition: list[list[str]] = [[] for _ in range(settings.partitions)]
-    for account in accounts:
-        by_partition[partition_of(account, settings.partitions)].append(account)
-    producer = KafkaProducer(bootstrap_servers=settings.kafka.split(","), acks="all", linger_ms=20)
-    for record in range(records):
-        partition = record % settings.partitions
-        rows = np.arange(record * ROWS, (record + 1) * ROWS) % len(images)
-        batch = QueryBatch(
-            batch_id=uuid.UUID(int=int(random.integers(2**63))).bytes,
-            model_name=section.name,
-            model_version=section.version,
-            query_ids=[f"{record}-{row}" for row in range(ROWS)],
-            accounts=random.choice(by_partition[partition], ROWS).tolist(),
-            request_ids=[""] * ROWS,
-            accepted_at=np.full(ROWS, time.time_ns() // 1000, dtype=np.int64),
-            inputs=images[rows],
-            logits=logits[rows],
-            answers=answers[rows],
-            actions=np.full(ROWS, Action.ALLOW, dtype=np.uint8),
-            perturbed=np.zeros(ROWS, dtype=np.bool_),
-        )
-        producer.send(settings.topic(QUERIES), encode_queries(batch), partition=partition)
-    producer.flush()
-    producer.close()
+    batches = photograph_stream(bundle, images, records, ROWS, ACCOUNTS, settings.partitions, seed)
+    produce_queries(settings.kafka, settings.topic_prefix, batches)
 
 
 def _await_signals(

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from deploy.kafka.broker import Broker, LocalBroker
+from shared.bundle import DETECTORS, Bundle
 from shared.codec import encode_queries
+from shared.datasets import load_fashion_mnist
 from shared.events import QueryBatch
-from shared.settings import ServiceSettings
+from shared.settings import REPOSITORY_BUNDLE, ServiceSettings
 from shared.topics import partition_of
 from shared.topics_admin import create_topics
 from tests.support.streams import (
@@ -20,6 +23,7 @@ from tests.support.streams import (
     SignalReader,
     Signals,
     accounts_of,
+    photograph_stream,
     produce,
     produce_queries,
     query_batch,
@@ -68,15 +72,13 @@ def assert_same(found: Signals, expected: Signals) -> None:
     assert all(same_signal(found[identity], expected[identity]) for identity in expected)
 
 
-@pytest.mark.parametrize("store", ["memory", "rocksdb"])
 def test_a_worker_killed_in_mid_stream_ends_with_the_signals_of_an_uninterrupted_run(
-    broker: Broker, prefix: str, signals: SignalReader, tmp_path: Path, store: str
+    broker: Broker, prefix: str, signals: SignalReader, tmp_path: Path
 ) -> None:
     batches = list(query_stream(seed=7, batches=800))
     total = expected_signals(batches)
     produce_queries(broker.address, prefix, batches)
-    slowly = {"take_records": "8", "store": store, "data_folder": str(tmp_path / "data")}
-    with running_worker(broker.address, prefix, tmp_path, **slowly) as worker:
+    with running_worker(broker.address, prefix, tmp_path, take_records="8") as worker:
         for share in (0.1, 0.3, 0.6):
             signals.until_found(int(share * total), timeout=60)
             worker.kill()
@@ -87,6 +89,35 @@ def test_a_worker_killed_in_mid_stream_ends_with_the_signals_of_an_uninterrupted
             signals.until_found(before + 1, timeout=15)
         signals.until_found(total, timeout=60)
     assert_same(signals.found, uninterrupted(broker.address, batches, tmp_path / "reference"))
+
+
+def test_every_shipped_detector_killed_in_mid_stream_ends_with_the_signals_of_an_uninterrupted_run(
+    broker: Broker, prefix: str, signals: SignalReader, tmp_path: Path
+) -> None:
+    """As the services run them, on the bundle of this repository, with their states on disk."""
+    bundle, images = Bundle.load(REPOSITORY_BUNDLE), load_fashion_mnist("test").images
+    batches = list(photograph_stream(bundle, images, 300, rows=8, accounts=24, partitions=PARTITIONS, seed=3))
+    each = expected_signals(batches)
+    produce_queries(broker.address, prefix, batches)
+    for number, name in enumerate(DETECTORS):
+        slowly = {"take_records": "4", "store": "rocksdb", "data_folder": str(tmp_path / name)}
+        with running_worker(broker.address, prefix, tmp_path, f"services.{name}", **slowly) as worker:
+            signals.until_found(number * each + each // 4, timeout=60)
+            worker.kill()
+            signals.poll(1.0)
+            before = len(signals.found)
+            assert before < (number + 1) * each, f"{name} had finished before it was killed; send it more"
+            worker.start()
+            signals.until_found(before + 1, timeout=15)
+            signals.until_found((number + 1) * each, timeout=60)
+    reference = f"reference-{prefix}"
+    make_topics(broker.address, reference)
+    produce_queries(broker.address, reference, batches)
+    with ExitStack() as stack, SignalReader(broker.address, reference) as undisturbed:
+        for name in DETECTORS:
+            stack.enter_context(running_worker(broker.address, reference, tmp_path, f"services.{name}"))
+        undisturbed.until_found(len(DETECTORS) * each, timeout=60)
+    assert_same(signals.found, undisturbed.found)
 
 
 def test_records_that_cannot_be_used_go_to_the_dead_topic_and_the_worker_goes_on(
@@ -125,7 +156,7 @@ def test_a_batch_published_twice_counts_once(
         worker.start()
         signals.until_found(4, timeout=40)
     found = signals.found
-    assert {(offset, one.queries) for (_, offset, _), one in found.items()} == {(0, 1), (3, 2)}
+    assert {(offset, one.queries) for (_, _, offset, _), one in found.items()} == {(0, 1), (3, 2)}
 
 
 def test_a_bug_ends_the_worker_and_acknowledges_nothing(
