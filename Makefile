@@ -52,7 +52,7 @@ typecheck: setup ## check types
 	@$(BIN)/mypy
 
 test: lint typecheck data kafka ## everything that must hold: style, types, every test, on a real Kafka
-	@$(BIN)/python -m pytest --durations=15
+	@$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadgroup --durations=15
 
 test-quick: setup data ## the tests that need no Kafka
 	@$(BIN)/python -m pytest -m "not kafka" tests/unit tests/detectors
