@@ -25,7 +25,7 @@ help: ## list these targets
 $(INSTALLED):
 	@test -x $(BIN)/python || { PYTHON=$(PYTHON) deploy/bootstrap.sh python && $(PYTHON) -m venv $(VENV); }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25'
-	@$(BIN)/python deploy/pip_progress.py --editable '.[$(EXTRAS)]'
+	@$(BIN)/python -m deploy.pip_progress --editable '.[$(EXTRAS)]'
 	@rm -f $(VENV)/.portcullis-* && touch $@
 
 setup: $(INSTALLED) ## make the virtual environment and install everything into it

@@ -1,4 +1,4 @@
-"""Runs pip and shows one line of progress instead of hundreds: pip_progress.py ARGUMENTS...
+"""Runs pip and shows one line of progress instead of hundreds: python -m deploy.pip_progress ARGUMENTS...
 
 Works with nothing but the standard library: it runs before anything is installed. What pip warns of is printed as it
 is; where it fails, so is the end of what it said.
@@ -9,17 +9,16 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-import threading
-import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
+
+from deploy.progress import ProgressLine
 
 _COLLECTING = re.compile(r"\s*(?:Collecting|Requirement already satisfied:) ([A-Za-z0-9._-]+)")
 _DOWNLOADING = re.compile(r"\s*(?:Downloading|Using cached) (\S+?)(?:-\d\S*)?(?: \((.+)\))?$")
 _PROGRESS = re.compile(r"Progress (\d+) of (\d+)")
 _INSTALLING = re.compile(r"Installing collected packages: (.+)")
-_QUIET_SECONDS = 10.0
 
 
 def states(lines: Iterator[str]) -> Iterator[str]:
@@ -45,55 +44,37 @@ def _progress_bar() -> str:
     return "raw" if (major, minor) >= (24, 1) else "off"
 
 
-class Display:
-    """One line about what pip does, from a thread of its own: unpacking takes a minute in which pip says nothing."""
+def _run(command: list[str], line: ProgressLine, last: deque[str]) -> None:
+    """
+    Raises:
+        CalledProcessError: pip failed.
+    """
 
-    def __init__(self) -> None:
-        self.state = "starting"
-        self._started = time.monotonic()
-        self._on_terminal = sys.stderr.isatty()
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
+    def remember(output: Iterable[str]) -> Iterator[str]:
+        for said in output:
+            last.append(said)
+            if said.startswith(("WARNING", "ERROR")):
+                print(f"\n{said}", end="", file=sys.stderr)
+            yield said
 
-    def close(self, succeeded: bool) -> None:
-        """Replace the line by the last one."""
-        self._over.set()
-        self._thread.join()
-        self.state = "done" if succeeded else "failed"
-        self._show("\n")
-
-    def _run(self) -> None:
-        while not self._over.wait(0.5 if self._on_terminal else _QUIET_SECONDS):
-            self._show("" if self._on_terminal else "\n")
-
-    def _show(self, end: str) -> None:
-        text = f"pip, {time.monotonic() - self._started:4.0f} s: {self.state}"
-        print(f"\r{text[:100]:<100}" if self._on_terminal else text, end=end, file=sys.stderr, flush=True)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1) as pip:
+        for state in states(remember(pip.stdout or ())):
+            line.state = state
+    if pip.returncode:
+        raise subprocess.CalledProcessError(pip.returncode, command)
 
 
 def main() -> int:
     """Run pip; its exit status is this program's."""
-    command = [sys.executable, "-m", "pip", "install", "--progress-bar", _progress_bar(), "--disable-pip-version-check"]
+    install = [sys.executable, "-m", "pip", "install", "--progress-bar", _progress_bar(), "--disable-pip-version-check"]
     last: deque[str] = deque(maxlen=40)
-    display = Display()
-
-    def remember(lines: Iterable[str]) -> Iterator[str]:
-        for line in lines:
-            last.append(line)
-            if line.startswith(("WARNING", "ERROR")):
-                print(f"\n{line}", end="", file=sys.stderr)
-            yield line
-
-    with subprocess.Popen(
-        [*command, *sys.argv[1:]], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1
-    ) as pip:
-        for state in states(remember(pip.stdout or ())):
-            display.state = state
-    display.close(succeeded=pip.returncode == 0)
-    if pip.returncode:
+    try:
+        with ProgressLine("pip") as line:
+            _run([*install, *sys.argv[1:]], line, last)
+    except subprocess.CalledProcessError as error:
         print("".join(last), file=sys.stderr)
-    return pip.returncode
+        return error.returncode
+    return 0
 
 
 if __name__ == "__main__":

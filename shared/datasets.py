@@ -185,15 +185,25 @@ def _fetch_digits(home: Path) -> None:
 
 
 def fetch(folder: Path = DEFAULT_FOLDER) -> None:
-    """Fetch what is missing.
+    """Fetch what is missing or cannot be used.
 
     Raises:
         DatasetError: neither way of fetching works here.
     """
-    if not (folder / "fashion-mnist" / "t10k-labels-idx1-ubyte.gz").exists():
+    try:
+        load_splits(folder)
+    except DatasetError:
+        _say("data: fetching Fashion-MNIST (31 MB; once)")
         _fetch_fashion_mnist(folder / "fashion-mnist")
-    if not (folder / "digits" / "digits.npz").exists():
+    try:
+        load_digits(folder)
+    except DatasetError:
+        _say("data: fetching the digits (9 MB; once)")
         _fetch_digits(folder / "digits")
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
 
 
 def main() -> int:

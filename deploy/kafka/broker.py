@@ -15,6 +15,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -24,6 +25,7 @@ import tempfile
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +36,7 @@ from kafka.admin import KafkaAdminClient
 from kafka.errors import KafkaError
 
 from deploy.processes import end, free_port, is_free, send_signal, spawn, tail
+from deploy.progress import ProgressLine
 
 HOME = Path(__file__).parent
 REPOSITORY = HOME.parents[1]
@@ -45,6 +48,7 @@ STOP_SECONDS = 20.0
 MAX_MESSAGE_BYTES = 9 * 1024 * 1024
 """A little above the 8 MiB that the topics admit."""
 
+_DOWNLOADED = re.compile(r"Downloaded from \S+: \S*/(\S+) ")
 _ARCHIVE = "classes.jsa"
 _QUIET = "-Xlog:disable"  # of Java itself: it warns of every class that an archive cannot hold
 # A broker on the machine of its services lives minutes: the quick compiler alone spares them half of its start.
@@ -193,17 +197,30 @@ def _fetch_libraries() -> Path:
     with _locked(CACHE / "lock"):
         if libraries.exists():
             return libraries
-        _say(f"kafka: fetching Apache Kafka {VERSION} with Maven (46 jars, 44 MB; once)")
         partial = CACHE / "partial"
         shutil.rmtree(partial, ignore_errors=True)
         goal = ["dependency:copy-dependencies", "-DincludeScope=runtime", f"-DoutputDirectory={partial}"]
-        command = ["mvn", "-B", "-q", "-f", str(HOME / "pom.xml"), *goal]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise BrokerError(f"`{' '.join(command)}` failed:\n{(done.stdout + done.stderr).strip()[-1500:]}")
+        with ProgressLine(f"Maven, Apache Kafka {VERSION} (46 jars, 44 MB; once)") as line:
+            _run_maven(["mvn", "-B", "-f", str(HOME / "pom.xml"), *goal], line)
         partial.rename(libraries)
         _archive_classes(libraries)
     return libraries
+
+
+def _run_maven(command: Sequence[str], line: ProgressLine) -> None:
+    """
+    Raises:
+        BrokerError: Maven failed; the message holds the end of what it said.
+    """
+    files, last = 0, deque[str](maxlen=30)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as maven:
+        for said in maven.stdout or ():
+            last.append(said)
+            if match := _DOWNLOADED.search(said):
+                files += 1
+                line.state = f"{files} files, {match[1]}"
+    if maven.returncode:
+        raise BrokerError(f"`{' '.join(command)}` failed:\n{''.join(last).strip()}")
 
 
 def _archive_classes(libraries: Path) -> None:

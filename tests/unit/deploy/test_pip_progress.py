@@ -8,8 +8,6 @@ from pathlib import Path
 
 from deploy.pip_progress import states
 
-SCRIPT = Path(__file__).parents[3] / "deploy" / "pip_progress.py"
-
 
 def test_each_stage_is_shown_with_how_far_it_is() -> None:
     lines = [
@@ -30,7 +28,8 @@ def test_each_stage_is_shown_with_how_far_it_is() -> None:
 
 
 def test_where_pip_fails_its_own_words_and_status_come_through(tmp_path: Path) -> None:
-    command = [sys.executable, str(SCRIPT), "--no-index", str(tmp_path / "no-such-project")]
+    command = [sys.executable, "-m", "deploy.pip_progress", "--no-index", str(tmp_path / "no-such-project")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "no-such-project" in done.stderr
+    assert "s: failed" in done.stderr

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shared.datasets import DatasetError, load_digits, load_fashion_mnist, load_splits
+from shared import datasets
+from shared.datasets import DatasetError, fetch, load_digits, load_fashion_mnist, load_splits
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:
@@ -66,3 +67,17 @@ def test_images_and_labels_of_different_numbers_are_refused(folder: Path) -> Non
     write_idx(folder / "fashion-mnist" / "train-labels-idx1-ubyte.gz", np.zeros(49))
     with pytest.raises(DatasetError, match="do not fit"):
         load_fashion_mnist("train", folder)
+
+
+def test_what_cannot_be_used_is_fetched_again_and_what_can_is_not(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched: list[Path] = []
+    monkeypatch.setattr(datasets, "_fetch_fashion_mnist", fetched.append)
+    monkeypatch.setattr(datasets, "_fetch_digits", fetched.append)
+    fetch(folder)
+    assert fetched == [folder / "digits"]
+    path = folder / "fashion-mnist" / "train-images-idx3-ubyte.gz"
+    path.write_bytes(path.read_bytes()[:-20])
+    fetch(folder)
+    assert fetched[1:] == [folder / "fashion-mnist", folder / "digits"]
