@@ -15,6 +15,10 @@ from shared.topics import QUERIES, SIGNALS, VERDICTS
 
 POLL_MS = 200
 MOST_RECORDS = 1000
+GATHER_BYTES = 1024 * 1024
+GATHER_MS = 400
+"""The broker answers when it has so many bytes, or after so long: an answer for each record would cost a tenth of the
+machine that the demo shares."""
 
 
 class Observer:
@@ -58,6 +62,9 @@ class Observer:
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             max_poll_records=MOST_RECORDS,
+            fetch_min_bytes=GATHER_BYTES,
+            fetch_max_wait_ms=GATHER_MS,
+            metrics_enabled=False,
         )
         try:
             partitions = [TopicPartition(topic, p) for topic in take for p in range(self._settings.partitions)]

@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, ScalarFormatter
 
 from deploy.demo_ledger import AccountLedger, Kind, Ledger
 from deploy.demo_view import log10
@@ -30,6 +31,7 @@ PALETTES = {
     Kind.ATTACK: ("#c1121f", "#f77f00", "#d63a9a", "#7f1d1d"),
 }
 FIRST_QUERY_SHOWN = 10
+PAIR_TICKS = (0, 5, 10, 20, 50, 100, 200, 500)
 
 
 def draw(ledger: Ledger, path: Path, title: str) -> None:
@@ -96,6 +98,8 @@ def _draw_detector(axes: Axes, detector: str, accounts: list[AccountLedger], col
     if detector == "similarity":
         # Pairs grow with the square of the queries.
         axes.set_yscale("symlog", linthresh=10)
+        axes.yaxis.set_major_locator(FixedLocator(PAIR_TICKS))
+        axes.yaxis.set_major_formatter(ScalarFormatter())
     axes.set_ylabel(TITLES[detector])
 
 
