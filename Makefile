@@ -49,6 +49,7 @@ format: setup ## mend what can be mended of the style
 	@$(BIN)/ruff format
 
 typecheck: setup ## check types
+	@echo "mypy: checking types; the first time takes longest"
 	@$(BIN)/mypy
 
 test: lint typecheck data kafka ## everything that must hold: style, types, every test, on a real Kafka
