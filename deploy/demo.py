@@ -389,7 +389,7 @@ def _console() -> Console:
 def main() -> int:
     """Run the demo; 0 where every attacker was caught and no honest account hurt, 130 where it was interrupted."""
     parser = argparse.ArgumentParser(prog="python -m deploy.demo", description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="fewer queries: about a minute and a half in all")
+    parser.add_argument("--quick", action="store_true", help="fewer queries: about two minutes in all")
     parser.add_argument("--json", type=Path, default=Path("build/demo.json"), help="the result (%(default)s)")
     parser.add_argument("--picture", type=Path, default=Path("build/demo.png"), help="the picture (%(default)s)")
     parser.add_argument("--folder", type=Path, default=Path("build/demo"), help="logs and keys (%(default)s)")

@@ -21,7 +21,7 @@ COLOURS = {
     Action.THROTTLE: "bold magenta",
     Action.BAN: "bold red",
 }
-NEEDS_COLUMNS = 130
+NEEDS_COLUMNS = 140
 """Narrower terminals get the table without the detectors' statistics."""
 
 
