@@ -29,7 +29,7 @@ class Volume:
 
 
 FULL = Volume(honest=400, attack=1500, seconds=120)
-QUICK = Volume(honest=120, attack=750, seconds=60)
+QUICK = Volume(honest=80, attack=750, seconds=60)
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,7 +79,7 @@ def test_a_worker_killed_in_mid_stream_ends_with_the_signals_of_an_uninterrupted
     total = expected_signals(batches)
     produce_queries(broker.address, prefix, batches)
     with running_worker(broker.address, prefix, tmp_path, take_records="8") as worker:
-        for share in (0.1, 0.3, 0.6):
+        for share in (0.2, 0.6):
             signals.until_found(int(share * total), timeout=60)
             worker.kill()
             signals.poll(1.0)
