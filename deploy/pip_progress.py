@@ -9,11 +9,10 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from importlib.metadata import version
 
-from deploy.progress import ProgressLine
+from deploy.progress import run_with_progress
 
 _COLLECTING = re.compile(r"\s*(?:Collecting|Requirement already satisfied:) ([A-Za-z0-9._-]+)")
 _DOWNLOADING = re.compile(r"\s*(?:Downloading|Using cached) (\S+?)(?:-\d\S*)?(?: \((.+)\))?$")
@@ -44,35 +43,21 @@ def _progress_bar() -> str:
     return "raw" if (major, minor) >= (24, 1) else "off"
 
 
-def _run(command: list[str], line: ProgressLine, last: deque[str]) -> None:
-    """
-    Raises:
-        CalledProcessError: pip failed.
-    """
-
-    def remember(output: Iterable[str]) -> Iterator[str]:
-        for said in output:
-            last.append(said)
-            if said.startswith(("WARNING", "ERROR")):
-                print(f"\n{said}", end="", file=sys.stderr)
-            yield said
-
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1) as pip:
-        for state in states(remember(pip.stdout or ())):
-            line.state = state
-    if pip.returncode:
-        raise subprocess.CalledProcessError(pip.returncode, command)
+def _shown_warnings(lines: Iterator[str]) -> Iterator[str]:
+    """The same lines; pip's warnings and errors are printed on the way."""
+    for line in lines:
+        if line.startswith(("WARNING", "ERROR")):
+            print(f"\n{line}", end="", file=sys.stderr)
+        yield line
 
 
 def main() -> int:
     """Run pip; its exit status is this program's."""
     install = [sys.executable, "-m", "pip", "install", "--progress-bar", _progress_bar(), "--disable-pip-version-check"]
-    last: deque[str] = deque(maxlen=40)
     try:
-        with ProgressLine("pip") as line:
-            _run([*install, *sys.argv[1:]], line, last)
+        run_with_progress("pip", [*install, *sys.argv[1:]], lambda lines: states(_shown_warnings(lines)))
     except subprocess.CalledProcessError as error:
-        print("".join(last), file=sys.stderr)
+        print(error.output, file=sys.stderr)
         return error.returncode
     return 0
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import threading
 import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -12,6 +15,7 @@ _TERMINAL_SECONDS = 0.5
 _QUIET_SECONDS = 10.0
 """Between two lines where nobody watches."""
 _COLUMNS = 100
+_REMEMBERED_LINES = 40
 
 
 class ProgressLine:
@@ -49,3 +53,31 @@ class ProgressLine:
         text = f"{self._label}, {time.monotonic() - self._started:4.0f} s: {self.state}"
         line = f"\r{text[:_COLUMNS]:<{_COLUMNS}}" if self._on_terminal else text
         print(line, end=end, file=sys.stderr, flush=True)
+
+
+def run_with_progress(label: str, command: Sequence[str], states: Callable[[Iterator[str]], Iterable[str]]) -> None:
+    """Run a command that says much, and show one line of it.
+
+    Args:
+        label: of the line.
+        command: to run.
+        states: from the command's lines to what the line shows, as they come.
+
+    Raises:
+        CalledProcessError: the command failed; `output` is the end of what it said.
+    """
+    last: deque[str] = deque(maxlen=_REMEMBERED_LINES)
+
+    def remember(lines: Iterable[str]) -> Iterator[str]:
+        for said in lines:
+            last.append(said)
+            yield said
+
+    with ProgressLine(label) as line:
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1
+        ) as process:
+            for state in states(remember(process.stdout or ())):
+                line.state = state
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, command, "".join(last))

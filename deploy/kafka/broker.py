@@ -25,7 +25,6 @@ import tempfile
 import threading
 import time
 import uuid
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +35,7 @@ from kafka.admin import KafkaAdminClient
 from kafka.errors import KafkaError
 
 from deploy.processes import end, free_port, is_free, send_signal, spawn, tail
-from deploy.progress import ProgressLine
+from deploy.progress import run_with_progress
 
 HOME = Path(__file__).parent
 REPOSITORY = HOME.parents[1]
@@ -200,27 +199,23 @@ def _fetch_libraries() -> Path:
         partial = CACHE / "partial"
         shutil.rmtree(partial, ignore_errors=True)
         goal = ["dependency:copy-dependencies", "-DincludeScope=runtime", f"-DoutputDirectory={partial}"]
-        with ProgressLine(f"Maven, Apache Kafka {VERSION} (46 jars, 44 MB; once)") as line:
-            _run_maven(["mvn", "-B", "-f", str(HOME / "pom.xml"), *goal], line)
+        command = ["mvn", "-B", "-f", str(HOME / "pom.xml"), *goal]
+        try:
+            run_with_progress(f"Maven, Apache Kafka {VERSION} (46 jars, 44 MB; once)", command, _downloads)
+        except subprocess.CalledProcessError as error:
+            raise BrokerError(f"`{' '.join(command)}` failed:\n{error.output.strip()}") from error
         partial.rename(libraries)
         _archive_classes(libraries)
     return libraries
 
 
-def _run_maven(command: Sequence[str], line: ProgressLine) -> None:
-    """
-    Raises:
-        BrokerError: Maven failed; the message holds the end of what it said.
-    """
-    files, last = 0, deque[str](maxlen=30)
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as maven:
-        for said in maven.stdout or ():
-            last.append(said)
-            if match := _DOWNLOADED.search(said):
-                files += 1
-                line.state = f"{files} files, {match[1]}"
-    if maven.returncode:
-        raise BrokerError(f"`{' '.join(command)}` failed:\n{''.join(last).strip()}")
+def _downloads(lines: Iterator[str]) -> Iterator[str]:
+    """What to show after each line of Maven's that tells of a file."""
+    files = 0
+    for line in lines:
+        if match := _DOWNLOADED.search(line):
+            files += 1
+            yield f"{files} files, {match[1]}"
 
 
 def _archive_classes(libraries: Path) -> None:
