@@ -183,6 +183,11 @@ def rows_by_key(keys: Sequence[str]) -> dict[str, NDArray[np.intp]]:
     return {key: np.array(numbers, dtype=np.intp) for key, numbers in rows.items()}
 
 
+def own_batch_id(batch_id: bytes, row: int) -> bytes:
+    """16 bytes for a row that goes on alone: under its batch's id it would be dropped as a duplicate of it."""
+    return hashlib.blake2b(batch_id + row.to_bytes(4, "big"), digest_size=16).digest()
+
+
 class DetectorStage(Stage[QueryBatch, Features, State[Any], Observation]):
     """A detector as a stage: `queries` in, one record of `signals` out for each, at the same partition."""
 
@@ -333,6 +338,4 @@ def _take_rows(queries: QueryBatch, rows: NDArray[np.intp]) -> QueryBatch:
 
 
 def _only_row(queries: QueryBatch, row: int) -> QueryBatch:
-    # A batch id of its own: under the whole batch's it would be dropped as a duplicate when it is sent again.
-    own_id = hashlib.blake2b(queries.batch_id + row.to_bytes(4, "big"), digest_size=16).digest()
-    return replace(_take_rows(queries, np.array([row])), batch_id=own_id)
+    return replace(_take_rows(queries, np.array([row])), batch_id=own_batch_id(queries.batch_id, row))

@@ -19,7 +19,7 @@ from shared.codec import decode_override, decode_signals, encode_signals, encode
 from shared.detection import EncodedState
 from shared.events import Override, Signal, SignalBatch, Verdict
 from shared.metrics import ALERTS_ISSUED, VERDICTS_ISSUED
-from shared.stage import Batch, Output, Rejection, Stage, StageError, rows_by_key
+from shared.stage import Batch, Output, Rejection, Stage, StageError, own_batch_id, rows_by_key
 from shared.stage import Record as SourceRecord
 from shared.topics import ALERTS, OVERRIDES, SIGNALS, VERDICTS, partition_of
 
@@ -165,6 +165,5 @@ def _identity(batch: SignalBatch) -> bytes:
 
 
 def _only(batch: SignalBatch, number: int) -> bytes:
-    # An id of its own: under the whole batch's it would be dropped as a duplicate when it is sent again.
-    own_id = hashlib.blake2b(batch.batch_id + number.to_bytes(4, "big"), digest_size=16).digest()
-    return encode_signals(replace(batch, batch_id=own_id, signals=(batch.signals[number],)))
+    alone = replace(batch, batch_id=own_batch_id(batch.batch_id, number), signals=(batch.signals[number],))
+    return encode_signals(alone)
