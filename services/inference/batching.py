@@ -15,7 +15,7 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from services.inference.refusal import RefusedError
+from services.inference.refusal import RETRY_SECONDS, RefusedError, server_is_busy
 from shared.metrics import MODEL_BATCH_ROWS
 
 Forward = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
@@ -23,7 +23,6 @@ _Waiting = tuple[NDArray[np.uint8], "asyncio.Future[NDArray[np.float32]]"]
 
 ACCOUNT_SHARE = 4
 """Of what may wait, one account may fill a quarter."""
-RETRY_SECONDS = 1.0
 
 
 class _Queue:
@@ -73,7 +72,7 @@ class Batcher:
                 grpc.StatusCode.RESOURCE_EXHAUSTED, "too many queries at a time, send fewer", RETRY_SECONDS
             )
         if self._rows and self._rows + len(inputs) > self._most_waiting:
-            raise RefusedError(grpc.StatusCode.UNAVAILABLE, "the server is busy, try again later", RETRY_SECONDS)
+            raise server_is_busy()
         if queue is None:
             queue = self._queues[account] = _Queue()
         queue.requests.append((inputs, future))

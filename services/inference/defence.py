@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.inference.publisher import AcceptedQueries, Publisher
-from services.inference.refusal import RefusedError
+from services.inference.refusal import RefusedError, server_is_busy
 from services.inference.responses import AccountState, Fingerprints, PerturbedMemory, ResponsePolicy, Told, truth
 from services.inference.settings import AnswerMode
 from services.inference.topic_reader import Entry
@@ -185,4 +185,4 @@ class Defence:
 
     def _require_room(self, queries: int) -> None:
         if not self._publisher.has_room(queries):
-            raise RefusedError(grpc.StatusCode.UNAVAILABLE, "the server is busy, try again later", retry_after=1.0)
+            raise server_is_busy()

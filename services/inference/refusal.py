@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import grpc
 
+RETRY_SECONDS = 1.0
+"""What a client is told to wait where nobody knows better."""
+
 
 class RefusedError(Exception):
     """A request is refused. The message goes to the client: no score, no detector, no reason of a verdict."""
@@ -19,3 +22,8 @@ class RefusedError(Exception):
         self.code = code
         self.message = message
         self.retry_after = retry_after
+
+
+def server_is_busy() -> RefusedError:
+    """There is no room for more; which of the rooms is full is nothing that a client should learn."""
+    return RefusedError(grpc.StatusCode.UNAVAILABLE, "the server is busy, try again later", RETRY_SECONDS)
