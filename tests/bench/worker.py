@@ -13,7 +13,7 @@ import numpy as np
 from kafka import KafkaConsumer, TopicPartition
 
 from deploy.local import LocalSystem
-from shared.bundle import Bundle
+from shared.bundle import DETECTORS, Bundle
 from shared.codec import decode_signals
 from shared.settings import ServiceSettings
 from shared.topics import SIGNALS
@@ -21,7 +21,6 @@ from tests.bench.measure import Plan, SectionError, photographs, spread, trained
 from tests.bench.system import issue_keys, metric, system
 from tests.support.streams import photograph_stream, produce_queries
 
-DETECTORS = ("tmsp", "prada", "similarity", "likelihood")
 ACCOUNTS = 200
 ROWS = 32
 """Of a record."""
