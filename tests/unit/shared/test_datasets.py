@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from shared import datasets
-from shared.datasets import DatasetError, fetch, load_digits, load_fashion_mnist, load_splits
-
-
-def write_idx(path: Path, array: np.ndarray) -> None:
-    """As the MNIST family is published: magic, sizes (big-endian), bytes."""
-    header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, dtype=">u4").tobytes()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with gzip.open(path, "wb") as file:
-        file.write(header + array.astype(np.uint8).tobytes())
+from shared.datasets import DatasetError, fetch, fetching, load_digits, load_fashion_mnist, load_splits
+from tests.support.idx import write_idx
 
 
 @pytest.fixture
@@ -73,8 +64,8 @@ def test_what_cannot_be_used_is_fetched_again_and_what_can_is_not(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fetched: list[Path] = []
-    monkeypatch.setattr(datasets, "_fetch_fashion_mnist", fetched.append)
-    monkeypatch.setattr(datasets, "_fetch_digits", fetched.append)
+    monkeypatch.setattr(fetching, "_fetch_fashion_mnist", fetched.append)
+    monkeypatch.setattr(fetching, "_fetch_digits", fetched.append)
     fetch(folder)
     assert fetched == [folder / "digits"]
     path = folder / "fashion-mnist" / "train-images-idx3-ubyte.gz"
