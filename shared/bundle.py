@@ -43,6 +43,8 @@ class ModelSection(_Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")
     version: str = Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")
+    architecture: str = Field("convnet", pattern=r"^[A-Za-z0-9._-]{1,64}$")
+    """A name of `services.inference.network`."""
     classes: tuple[str, ...] = Field(min_length=2)
     input_name: str = "image"
     input_shape: tuple[Count, ...] = Field(min_length=1)

@@ -10,11 +10,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from shared.bundle import Bundle, BundleError
+from shared.bundle import MANIFEST, Bundle, BundleError
 
 FIXED_BATCH = 8
 """Rows of every forward pass of a detector. The last bit of a result depends on the batch's size (the library picks its
 kernels by it), never on the row's place or neighbours; with one size, a replay cut at other places gives equal bits."""
+
+LARGEST_GRID = 8
+"""Cells a side of the last feature map that a fully connected layer sees; larger ones are averaged down to it, or that
+layer would hold more weights than all others together."""
+
+ImageShape = tuple[int, int, int]
+"""Channels, height and width."""
 
 ModuleType = TypeVar("ModuleType", bound=nn.Module)
 
@@ -22,6 +29,35 @@ ModuleType = TypeVar("ModuleType", bound=nn.Module)
 def device() -> torch.device:
     """Where networks run."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def image_shape(bundle: Bundle) -> ImageShape:
+    """The shape of the model's inputs, which are images.
+
+    Raises:
+        BundleError: they are something else.
+    """
+    shape = bundle.manifest.model.input_shape
+    if len(shape) != 3:
+        raise BundleError(
+            f"{bundle.folder / MANIFEST}: field model.input_shape: {list(shape)} is no image's: channels, height, width"
+        )
+    channels, height, width = shape
+    return channels, height, width
+
+
+def flattened(channels: int, height: int, width: int) -> tuple[nn.Module, int]:
+    """A layer without weights that makes vectors of feature maps, and the vectors' length.
+
+    Args:
+        channels: of the feature maps.
+        height: of the feature maps; over `LARGEST_GRID`, they are averaged down to it.
+        width: the same.
+    """
+    if max(height, width) <= LARGEST_GRID:
+        return nn.Flatten(), channels * height * width
+    height, width = min(height, LARGEST_GRID), min(width, LARGEST_GRID)
+    return nn.Sequential(nn.AdaptiveAvgPool2d((height, width)), nn.Flatten()), channels * height * width
 
 
 def load_network(network: ModuleType, tensors: Mapping[str, NDArray[Any]]) -> ModuleType:

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from services.inference.network import Classifier
-from shared.bundle import Bundle
-from shared.networks import bundle_network, images
+from services.inference.network import ARCHITECTURES
+from shared.bundle import MANIFEST, Bundle, BundleError
+from shared.networks import bundle_network, image_shape, images
 
 TENSORS = "victim"
 """File of the bundle that holds the network."""
@@ -20,11 +20,16 @@ class Model:
     def __init__(self, bundle: Bundle) -> None:
         """
         Raises:
-            BundleError: the bundle has no network, or one of another form.
+            BundleError: the bundle has no network, one of another form, or names an architecture that is not there.
         """
         section = bundle.manifest.model
-        empty = Classifier(section.input_shape[0], len(section.classes))
-        self._network = bundle_network(bundle, TENSORS, empty)
+        build = ARCHITECTURES.get(section.architecture)
+        if build is None:
+            raise BundleError(
+                f"{bundle.folder / MANIFEST}: field model.architecture: {section.architecture} is none of "
+                f"{', '.join(ARCHITECTURES)}"
+            )
+        self._network = bundle_network(bundle, TENSORS, build(image_shape(bundle), len(section.classes)))
         self._input_shape = section.input_shape
         self.logits(np.zeros((1, *section.input_shape), dtype=np.uint8))
 

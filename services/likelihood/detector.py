@@ -12,7 +12,7 @@ from services.likelihood.vqvae import VectorQuantisedAutoencoder
 from shared.bundle import Bundle, LikelihoodSection, ModelSection
 from shared.detection import Detector, Features, Memory, Rule, Statistic, check_inputs, check_logits
 from shared.evidence import EvidenceModel
-from shared.networks import bundle_network, in_fixed_batches
+from shared.networks import bundle_network, image_shape, in_fixed_batches
 from shared.rows import Rows, RowsLayout
 
 
@@ -90,7 +90,7 @@ class LikelihoodDetector(Detector[LikelihoodMemory]):
             BundleError: a file does not hold the network that it should.
         """
         model = bundle.manifest.model
-        network = bundle_network(bundle, "likelihood", VectorQuantisedAutoencoder(model.input_shape[0]))
+        network = bundle_network(bundle, "likelihood", VectorQuantisedAutoencoder(image_shape(bundle)[0]))
         return cls(bundle.manifest.likelihood, model, network, cls.calibrated_evidence(bundle), bundle.fingerprint)
 
     def score(self, inputs: NDArray[np.uint8], logits: NDArray[np.float32]) -> Features:

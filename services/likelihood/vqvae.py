@@ -61,13 +61,24 @@ class VectorQuantiser(nn.Module):
 
 
 class VectorQuantisedAutoencoder(nn.Module):
-    """Images [n, channels, 28, 28] in [0, 1] to reconstructions; a quarter of the resolution in codes.
+    """Images [n, channels, height, width] in [0, 1] to reconstructions; a quarter of the resolution in codes.
 
-    TR 2021-126 uses 128 hidden channels for 32x32 colour images; 64 suffice for grey 28x28 ones at a third of the cost.
+    TR 2021-126 uses 128 hidden channels for 32x32 colour images; 64 suffice for grey ones at a third of the cost.
     """
 
-    def __init__(self, channels: int, hidden: int = 64, codes: int = 512, dimensions: int = 64) -> None:
+    STRIDE = 4
+    """Pixels a side that share a code."""
+
+    def __init__(self, channels: int, hidden: int | None = None, codes: int = 512, dimensions: int = 64) -> None:
+        """
+        Args:
+            channels: of the images.
+            hidden: channels of the inner layers; by default 64 for grey images and 128 for others.
+            codes: in the codebook.
+            dimensions: of a code.
+        """
         super().__init__()
+        hidden = hidden or (64 if channels == 1 else 128)
         self.encoder = nn.Sequential(
             nn.Conv2d(channels, hidden // 2, 4, stride=2, padding=1), nn.ReLU(),
             nn.Conv2d(hidden // 2, hidden, 4, stride=2, padding=1), nn.ReLU(),
@@ -83,8 +94,12 @@ class VectorQuantisedAutoencoder(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Reconstructions of the images' shape, and the commitment loss."""
-        quantised, loss = self.quantiser(self.encoder(images))
-        return self.decoder(quantised), loss
+        height, width = images.shape[2:]
+        # Sides that the strides do not divide are continued by their last pixels.
+        missing = (0, -width % self.STRIDE, 0, -height % self.STRIDE)
+        whole = functional.pad(images, missing, mode="replicate") if any(missing) else images
+        quantised, loss = self.quantiser(self.encoder(whole))
+        return self.decoder(quantised)[:, :, :height, :width], loss
 
     def log_likelihood(self, images: Tensor, data_variance: float) -> Tensor:
         """[n], log p(x | z) up to a constant: minus the mean squared error over the data's variance (section VI-B)."""

@@ -13,7 +13,7 @@ from shared.bundle import Bundle, ModelSection, SimilaritySection
 from shared.detection import Detector, Features, Memory, Rule, Statistic, check_inputs, check_logits, pixels
 from shared.evidence import EvidenceModel
 from shared.neighbours import NeighbourIndex, ReferenceIndex
-from shared.networks import bundle_network, in_fixed_batches
+from shared.networks import bundle_network, image_shape, in_fixed_batches
 from shared.rows import Rows, RowsLayout
 
 
@@ -116,9 +116,9 @@ class SimilarityDetector(Detector[SimilarityMemory]):
             BundleError: a file does not hold the network that it should.
         """
         model = bundle.manifest.model
-        channels, classes = model.input_shape[0], len(model.classes)
-        similarity = bundle_network(bundle, "similarity", SimilarityEncoder(channels, classes))
-        reference = bundle_network(bundle, "reference", ReferenceEncoder(channels, classes))
+        shape, classes = image_shape(bundle), len(model.classes)
+        similarity = bundle_network(bundle, "similarity", SimilarityEncoder(shape, classes))
+        reference = bundle_network(bundle, "reference", ReferenceEncoder(shape, classes))
         honest = bundle.tensors("honest")["features"].astype(np.float32)
         evidence = cls.calibrated_evidence(bundle)
         return cls(bundle.manifest.similarity, model, similarity, reference, honest, evidence, bundle.fingerprint)

@@ -6,9 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from shared.networks import ImageShape, flattened
+
 
 class SimilarityEncoder(nn.Module):
-    """Images [n, channels, 28, 28] in [0, 1] to feature vectors [n, 256]: close for variants of one image.
+    """Images [n, channels, height, width] in [0, 1] to feature vectors [n, 256]: close for variants of one image.
 
     The encoder of Chen, Carlini and Wagner (Stateful detection of black-box adversarial attacks, 2019), as TR 2021-126,
     section VI-A trains it: first a classifier (`classify`), then by contrastive loss.
@@ -16,12 +18,19 @@ class SimilarityEncoder(nn.Module):
 
     DIMENSIONS = 256
 
-    def __init__(self, channels: int, classes: int) -> None:
+    def __init__(self, shape: ImageShape, classes: int) -> None:
+        """
+        Args:
+            shape: of an image, at least 16 pixels a side.
+            classes: of the first stage of training.
+        """
         super().__init__()
+        channels, height, width = shape
+        flat, features = flattened(64, ((height - 4) // 2 - 4) // 2, ((width - 4) // 2 - 4) // 2)
         self.trunk = nn.Sequential(
             nn.Conv2d(channels, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(0.25),
             nn.Conv2d(32, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(0.25),
-            nn.Flatten(), nn.Linear(64 * 4 * 4, 512), nn.ReLU(), nn.Dropout(0.5), nn.Linear(512, self.DIMENSIONS),
+            flat, nn.Linear(features, 512), nn.ReLU(), nn.Dropout(0.5), nn.Linear(512, self.DIMENSIONS),
         )  # fmt: skip
         self.head = nn.Linear(self.DIMENSIONS, classes)
 
@@ -45,13 +54,15 @@ class ReferenceEncoder(nn.Module):
 
     DIMENSIONS = 128
 
-    def __init__(self, channels: int, classes: int) -> None:
+    def __init__(self, shape: ImageShape, classes: int) -> None:
         super().__init__()
+        channels, height, width = shape
+        flat, features = flattened(64, height // 4, width // 4)
         self.trunk = nn.Sequential(
             nn.Conv2d(channels, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.MaxPool2d(2),
             nn.Conv2d(32, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(2),
             nn.Conv2d(64, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(),
-            nn.Flatten(), nn.Dropout(0.3), nn.Linear(64 * 7 * 7, self.DIMENSIONS), nn.ReLU(), nn.Dropout(0.3),
+            flat, nn.Dropout(0.3), nn.Linear(features, self.DIMENSIONS), nn.ReLU(), nn.Dropout(0.3),
         )  # fmt: skip
         self.head = nn.Linear(self.DIMENSIONS, classes)
 

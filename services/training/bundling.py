@@ -101,7 +101,7 @@ class BundleMaker:
 
     def __init__(self, splits: Splits, plan: Plan, work: Path, progress: Progress) -> None:
         self.splits, self.plan, self.work, self.progress = splits, plan, work, progress
-        self.channels = splits.train.images.shape[1]
+        self.shape = networks.shape_of(splits.train)
         self.classes = int(splits.train.labels.max()) + 1
         work.mkdir(parents=True, exist_ok=True)
 
@@ -129,7 +129,7 @@ class BundleMaker:
 
     def _networks(self) -> dict[str, Mapping[str, NDArray[Any]]]:
         plan, data, progress = self.plan, self.splits.train, self.progress
-        shape = (self.channels, self.classes)
+        shape = (self.shape, self.classes)
         victim = self._trained(
             "victim", Classifier(*shape), (plan.victim_epochs,),
             lambda: networks.train_victim(data, self.classes, plan.victim_epochs, plan.seed, progress),
@@ -139,7 +139,7 @@ class BundleMaker:
             lambda: networks.train_reference(data, self.classes, plan.reference_epochs, plan.seed + 1, progress),
         )  # fmt: skip
         likelihood = self._trained(
-            "likelihood", VectorQuantisedAutoencoder(self.channels), (plan.likelihood_epochs,),
+            "likelihood", VectorQuantisedAutoencoder(self.shape[0]), (plan.likelihood_epochs,),
             lambda: networks.train_likelihood(data, plan.likelihood_epochs, plan.seed + 3, progress),
         )  # fmt: skip
         similarity = self._trained(

@@ -17,7 +17,7 @@ from services.likelihood.vqvae import VectorQuantisedAutoencoder
 from services.similarity.encoder import ReferenceEncoder, SimilarityEncoder
 from services.training.augment import positives, transformed, varied_photographs
 from shared.datasets import Dataset
-from shared.networks import device, images
+from shared.networks import ImageShape, device, images
 
 MARGIN_SQUARED = 10.0
 """m^2 of the contrastive loss (TR 2021-126, eq. 6: m = sqrt(10) suffices)."""
@@ -25,6 +25,12 @@ MARGIN_SQUARED = 10.0
 NetworkType = TypeVar("NetworkType", bound=nn.Module)
 Loss = Callable[[Tensor, Tensor], Tensor]
 """From images [n, ...] and labels [n] to the loss."""
+
+
+def shape_of(data: Dataset) -> ImageShape:
+    """The shape of one image."""
+    channels, height, width = data.images.shape[1:]
+    return channels, height, width
 
 
 def _batches(data: Dataset, size: int, random: np.random.Generator) -> Iterator[tuple[Tensor, Tensor]]:
@@ -59,7 +65,7 @@ def _train(
 def train_victim(data: Dataset, classes: int, epochs: int, seed: int, progress: Progress) -> Classifier:
     """The served model: cross-entropy, slight shifts and mirror images."""
     torch.manual_seed(seed)
-    network = Classifier(data.images.shape[1], classes)
+    network = Classifier(shape_of(data), classes)
 
     def loss(x: Tensor, y: Tensor) -> Tensor:
         mirrored = torch.where(torch.rand(len(x), 1, 1, 1, device=x.device) < 0.5, x.flip(-1), x)
@@ -71,7 +77,7 @@ def train_victim(data: Dataset, classes: int, epochs: int, seed: int, progress: 
 def train_reference(data: Dataset, classes: int, epochs: int, seed: int, progress: Progress) -> ReferenceEncoder:
     """The encoder of the honest reference: a classifier of varied photographs."""
     torch.manual_seed(seed)
-    network = ReferenceEncoder(data.images.shape[1], classes)
+    network = ReferenceEncoder(shape_of(data), classes)
 
     def loss(x: Tensor, y: Tensor) -> Tensor:
         return functional.cross_entropy(network.classify(varied_photographs(x)), y)
@@ -87,7 +93,7 @@ def train_similarity(
     Squared distances are means over the 256 dimensions; negatives are other images of the batch.
     """
     torch.manual_seed(seed)
-    network = SimilarityEncoder(data.images.shape[1], classes)
+    network = SimilarityEncoder(shape_of(data), classes)
 
     def classify(x: Tensor, y: Tensor) -> Tensor:
         return functional.cross_entropy(network.classify(x), y)

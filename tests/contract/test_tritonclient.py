@@ -70,7 +70,7 @@ def ask_with_tritonclient(server: InferenceProcess, output: str) -> dict[str, An
 
 def expected_probabilities(folder: Path) -> np.ndarray[Any, Any]:
     rows = (np.arange(2 * 784) % 256).astype(np.uint8).reshape(2, 1, 28, 28)
-    network = load_network(Classifier(1, 10), Bundle.load(folder / "bundle").tensors("victim"))
+    network = load_network(Classifier((1, 28, 28), 10), Bundle.load(folder / "bundle").tensors("victim"))
     probabilities: np.ndarray[Any, Any] = network(images(rows)).softmax(dim=1).cpu().numpy()
     return probabilities
 

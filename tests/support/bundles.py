@@ -49,7 +49,7 @@ def untrained_files(seed: int = 0) -> dict[str, Mapping[str, NDArray[Any]]]:
     """The served model's random tensors, by name of the bundle's file."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return {"victim": network_tensors(Classifier(1, len(FASHION_CLASSES)))}
+        return {"victim": network_tensors(Classifier((1, 28, 28), len(FASHION_CLASSES)))}
 
 
 def untrained_bundle(folder: Path, extra_files: Files | None = None, seed: int = 0) -> Bundle:

@@ -98,17 +98,16 @@ def _replay(detector: Detector[Any], account: Stream) -> tuple[NDArray[np.float6
 def detector_files(evidence: Mapping[str, EvidenceModel], seed: int = 7) -> Files:
     """What the detectors read from a bundle: random networks, and `evidence` by the detector's name."""
     torch.manual_seed(seed)
-    channels = SHAPE[0]
-    reference = ReferenceEncoder(channels, CLASSES).eval()
+    reference = ReferenceEncoder(SHAPE, CLASSES).eval()
     with torch.inference_mode():
         pixels = torch.from_numpy(honest(99, 200).inputs).float() / 255.0
         features = reference(pixels).numpy()
     files: Files = {
         **untrained_files(seed),
-        "similarity": network_tensors(SimilarityEncoder(channels, CLASSES)),
+        "similarity": network_tensors(SimilarityEncoder(SHAPE, CLASSES)),
         "reference": network_tensors(reference),
         "honest": {"features": features},
-        "likelihood": network_tensors(VectorQuantisedAutoencoder(channels)),
+        "likelihood": network_tensors(VectorQuantisedAutoencoder(SHAPE[0])),
         "brightness": {"threshold": np.array([0.4])},
     }
     return files | {f"evidence-{name}": model.tensors() for name, model in evidence.items()}
