@@ -89,7 +89,8 @@ def bundle_network(bundle: Bundle, file: str, empty: ModuleType) -> ModuleType:
 
 def network_tensors(network: nn.Module) -> dict[str, NDArray[Any]]:
     """A network's parameters and buffers, as a bundle keeps them."""
-    return {name: tensor.detach().cpu().numpy() for name, tensor in network.state_dict().items()}
+    # In rows: safetensors writes an array's memory as it lies, whatever its strides are.
+    return {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in network.state_dict().items()}
 
 
 def images(inputs: NDArray[np.uint8]) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load, save
 from torch import nn
 
 from shared.networks import FIXED_BATCH, device, images, in_fixed_batches, load_network, network_tensors
@@ -38,6 +39,12 @@ def test_a_network_comes_back_from_its_tensors_ready_to_infer(loaded: nn.Module)
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
     for name, tensor in network_tensors(network()).items():
         np.testing.assert_array_equal(network_tensors(loaded)[name], tensor)
+
+
+def test_tensors_survive_being_written_whatever_their_layout() -> None:
+    laid_out_apart = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    tensors = network_tensors(laid_out_apart)
+    np.testing.assert_array_equal(load(save(tensors))["weight"], laid_out_apart.weight.detach().numpy())
 
 
 @pytest.mark.parametrize("damage", ["missing", "left over", "other shape"])
