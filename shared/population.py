@@ -108,7 +108,9 @@ def few_classes(
 ) -> HonestAccount:
     """A shop that sells one to three kinds of things, such as shoes."""
     if classes is None:
-        classes = tuple(random.choice(_classes(data), size=random.integers(1, 4), replace=False).tolist())
+        classes = tuple(
+            random.choice(_classes(data), size=random.integers(1, min(_classes(data), 3) + 1), replace=False).tolist()
+        )
     weights = np.zeros(_classes(data))
     weights[list(classes)] = 1.0
     return HonestAccount("few classes", _pick(data, queries, random, weights))
