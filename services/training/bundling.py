@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from rich.progress import Progress
 from safetensors.numpy import load, save
 from torch import nn
 
-from services.inference.network import Classifier
+from services.inference.network import ARCHITECTURES
 from services.likelihood.detector import LikelihoodDetector
 from services.likelihood.vqvae import VectorQuantisedAutoencoder
 from services.prada.detector import PradaDetector
@@ -27,15 +28,18 @@ from services.similarity.encoder import ReferenceEncoder, SimilarityEncoder
 from services.tmsp.detector import TmspDetector
 from services.training import calibration, networks
 from services.training.malicious import crafted
+from services.training.recipes import RECIPES
 from shared.bundle import Bundle, LikelihoodSection, PradaSection, SimilaritySection, TmspSection, write_bundle
-from shared.datasets import FASHION_CLASSES, Splits
+from shared.datasets import Splits
 from shared.detection import Detector
 from shared.networks import in_fixed_batches, load_network, network_tensors
 from shared.population import CALIBRATED_KINDS, UNSEEN_KINDS, HonestAccount, draw_accounts
 
-MODEL_NAME = "fashion-mnist"
 SMALLEST_THRESHOLD = float(np.log(1e6))
 """The e-detectors' own promise: a million honest queries between false alarms, on average."""
+
+
+Positives = Literal["transformations", "adversarial"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +47,16 @@ class Plan:
     """How much work goes into a bundle. The defaults made the bundle in this repository."""
 
     seed: int = 1
-    victim_epochs: int = 7
+    architecture: str = "convnet"
+    """Of the victim: a name of `services.inference.network`."""
+    victim_epochs: int | None = None
+    """None stands for those of the architecture's recipe."""
     reference_epochs: int = 5
     similarity_epochs: int = 1
     contrastive_epochs: int = 2
+    positives: Positives = "transformations"
+    """What the similarity encoder learns to place close to an image: transformations of it, as in TR 2021-126, or
+    adversarial perturbations against the victim, as in SEAT."""
     likelihood_epochs: int = 4
     calibration_accounts: int = 56
     holdout_accounts: int = 70
@@ -96,59 +106,80 @@ class Tracer:
         return {detector.name: calibration.trace(detector, recording) for detector in cls._detectors}
 
 
+def _fingerprint(splits: Splits) -> str:
+    """Of all that the networks learn from: a path's data may change while its name stays."""
+    data = splits.train
+    about = f"{data.images.shape} {splits.classes} {splits.mirror}".encode()
+    return hashlib.sha256(about + data.images.tobytes() + data.labels.tobytes()).hexdigest()[:8]
+
+
 class BundleMaker:
-    """Makes a bundle step by step; networks that were trained before, by the same plan, are taken from `work`."""
+    """Makes a bundle step by step; what was trained before, by the same plan on the same data, is taken from `work`."""
 
     def __init__(self, splits: Splits, plan: Plan, work: Path, progress: Progress) -> None:
-        self.splits, self.plan, self.work, self.progress = splits, plan, work, progress
+        self.splits, self.plan, self.progress = splits, plan, progress
+        self.work = work / f"{splits.name}-{_fingerprint(splits)}"
         self.shape = networks.shape_of(splits.train)
-        self.classes = int(splits.train.labels.max()) + 1
-        work.mkdir(parents=True, exist_ok=True)
+        self.classes = len(splits.classes)
+        self.work.mkdir(parents=True, exist_ok=True)
 
     def make(self, output: Path) -> Bundle:
         """Train what is missing, calibrate, and write the bundle."""
-        files = self._networks()
+        files = self.train()
         manifest, evidence = self._calibrate(self._draft(files), files)
         return write_bundle(output, manifest, files | evidence)
 
     # ---- networks ----
 
     def _trained(
-        self, name: str, empty: NetworkType, epochs: tuple[int, ...], train: Callable[[], NetworkType]
+        self, name: str, key: tuple[object, ...], empty: NetworkType, train: Callable[[Path], nn.Module]
     ) -> NetworkType:
-        key = "-".join(map(str, (self.plan.seed, *epochs)))
-        path = self.work / f"{name}-{key}.safetensors"
+        path = self.work / f"{name}-{'-'.join(map(str, (self.plan.seed, *key)))}.safetensors"
+        checkpoints = path.with_suffix(".checkpoints")
         if path.exists():
             self.progress.console.print(f"{name}: found in {path}")
             return load_network(empty, load(path.read_bytes()))
-        network = train()
+        network = train(checkpoints)
         partial = path.with_suffix(".partial")
         partial.write_bytes(save(network_tensors(network)))
         partial.rename(path)
+        shutil.rmtree(checkpoints)
         return load_network(empty, network_tensors(network))
 
-    def _networks(self) -> dict[str, Mapping[str, NDArray[Any]]]:
+    def train(self) -> dict[str, Mapping[str, NDArray[Any]]]:
+        """The tensors of every network that the bundle holds, by file; what is missing is trained."""
         plan, data, progress = self.plan, self.splits.train, self.progress
-        shape = (self.shape, self.classes)
-        victim = self._trained(
-            "victim", Classifier(*shape), (plan.victim_epochs,),
-            lambda: networks.train_victim(data, self.classes, plan.victim_epochs, plan.seed, progress),
-        )  # fmt: skip
-        reference = self._trained(
-            "reference", ReferenceEncoder(*shape), (plan.reference_epochs,),
-            lambda: networks.train_reference(data, self.classes, plan.reference_epochs, plan.seed + 1, progress),
-        )  # fmt: skip
-        likelihood = self._trained(
-            "likelihood", VectorQuantisedAutoencoder(self.shape[0]), (plan.likelihood_epochs,),
-            lambda: networks.train_likelihood(data, plan.likelihood_epochs, plan.seed + 3, progress),
-        )  # fmt: skip
-        similarity = self._trained(
-            "similarity", SimilarityEncoder(*shape), (plan.similarity_epochs, plan.contrastive_epochs),
-            lambda: networks.train_similarity(
-                data, self.classes, plan.similarity_epochs, plan.contrastive_epochs, plan.seed + 2, progress
+        shape, classes, seed = self.shape, self.classes, self.plan.seed
+        recipe = RECIPES[plan.architecture]
+        recipe = replace(recipe, epochs=plan.victim_epochs or recipe.epochs)
+        victim_key = (plan.architecture, recipe.epochs)
+        self.victim = victim = self._trained(
+            "victim", victim_key, ARCHITECTURES[plan.architecture](shape, classes),
+            lambda checkpoints: networks.train_victim(
+                data, plan.architecture, classes, recipe, self.splits.mirror, seed, progress, checkpoints
             ),
         )  # fmt: skip
-        self.victim = victim
+        reference = self._trained(
+            "reference", (plan.reference_epochs,), ReferenceEncoder(shape, classes),
+            lambda checkpoints: networks.train_reference(
+                data, classes, plan.reference_epochs, seed + 1, progress, checkpoints
+            ),
+        )  # fmt: skip
+        likelihood = self._trained(
+            "likelihood", (plan.likelihood_epochs,), VectorQuantisedAutoencoder(shape[0]),
+            lambda checkpoints: networks.train_likelihood(
+                data, plan.likelihood_epochs, seed + 3, progress, checkpoints
+            ),
+        )  # fmt: skip
+        against = victim if plan.positives == "adversarial" else None
+        similarity = self._trained(
+            "similarity",
+            (plan.similarity_epochs, plan.contrastive_epochs, plan.positives, *(victim_key if against else ())),
+            SimilarityEncoder(shape, classes),
+            lambda checkpoints: networks.train_similarity(
+                data, classes, plan.similarity_epochs, plan.contrastive_epochs, seed + 2, progress, checkpoints, against
+            ),
+        )
         return {
             "victim": network_tensors(victim),
             "reference": network_tensors(reference),
@@ -171,9 +202,10 @@ class BundleMaker:
         weights = save({name: np.ascontiguousarray(array) for name, array in files["victim"].items()})
         return {
             "model": {
-                "name": MODEL_NAME,
+                "name": self.splits.name,
+                "architecture": self.plan.architecture,
                 "version": hashlib.sha256(weights).hexdigest()[:12],
-                "classes": FASHION_CLASSES,
+                "classes": self.splits.classes,
                 "input_shape": self.splits.train.images.shape[1:],
                 "test_accuracy": networks.accuracy(self.victim, self.splits.test),
             },
@@ -253,7 +285,7 @@ class BundleMaker:
         manifest["evidence"] = self._last_word(detectors, models, held, held_traces)
         manifest["false_positive_rates"] = self._false_positives(manifest, held_traces)
         manifest["data"] = {
-            "train": f"{len(self.splits.train):,} images of Fashion-MNIST's training set",
+            "train": f"{len(self.splits.train):,} images of {self.splits.name}",
             "calibration": f"{len(accounts)} accounts of up to {plan.queries:,} queries on "
             f"{len(self.splits.calibration):,} other images",
             "holdout": f"{len(held)} accounts of up to {plan.queries:,} queries on {len(self.splits.holdout):,} "

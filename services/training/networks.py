@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -12,10 +13,13 @@ from rich.progress import Progress
 from torch import Tensor, nn
 from torch.nn import functional
 
-from services.inference.network import Classifier
+from services.inference.network import ARCHITECTURES
 from services.likelihood.vqvae import VectorQuantisedAutoencoder
 from services.similarity.encoder import ReferenceEncoder, SimilarityEncoder
 from services.training.augment import positives, transformed, varied_photographs
+from services.training.checkpoint import load_checkpoint, save_checkpoint
+from services.training.malicious import linf_pgd
+from services.training.recipes import Recipe
 from shared.datasets import Dataset
 from shared.networks import ImageShape, device, images
 
@@ -41,40 +45,69 @@ def _batches(data: Dataset, size: int, random: np.random.Generator) -> Iterator[
 
 
 def _train(
-    network: NetworkType, name: str, data: Dataset, loss: Loss, epochs: int, rate: float, batch: int, seed: int,
-    progress: Progress,
+    network: NetworkType, name: str, data: Dataset, loss: Loss, recipe: Recipe, seed: int, progress: Progress,
+    checkpoint: Path,
 ) -> NetworkType:  # fmt: skip
-    random = np.random.default_rng(seed)
-    steps = epochs * (len(data) // batch)
+    """Train from where `checkpoint` left off; it is written after each epoch.
+
+    Every epoch draws from seeds of its own, so that an interrupted training ends with the same weights as another.
+    """
+    batch = min(recipe.batch, len(data))
+    steps = len(data) // batch
     network.to(device()).to(memory_format=torch.channels_last).train()
-    optimiser = torch.optim.Adam(network.parameters(), lr=rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=rate, total_steps=max(steps, 1))
-    task = progress.add_task(name, total=steps)
-    for _ in range(epochs):
-        for x, y in _batches(data, batch, random):
+    optimiser = recipe.optimiser(network.parameters())
+    total = max(recipe.epochs * steps, 1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=recipe.rate, total_steps=total)
+    done = load_checkpoint(checkpoint, network, optimiser, schedule)
+    task = progress.add_task(name, total=total, completed=done * steps)
+    for epoch in range(done, recipe.epochs):
+        drawn = np.random.SeedSequence((seed, epoch))
+        torch.manual_seed(int(drawn.generate_state(1)[0]))
+        for x, y in _batches(data, batch, np.random.default_rng(drawn)):
             optimiser.zero_grad()
-            value = loss(x, y)
+            with device():  # where augmentations draw
+                value = loss(x, y)
             value.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(network.parameters(), 5.0)
             optimiser.step()
             schedule.step()
             progress.update(task, advance=1, description=f"{name} (loss {value.item():.3f})")
+        save_checkpoint(checkpoint, network, optimiser, schedule, epoch + 1)
     return network.eval()
 
 
-def train_victim(data: Dataset, classes: int, epochs: int, seed: int, progress: Progress) -> Classifier:
-    """The served model: cross-entropy, slight shifts and mirror images."""
+def train_victim(
+    data: Dataset, architecture: str, classes: int, recipe: Recipe, mirror: bool, seed: int, progress: Progress,
+    checkpoints: Path,
+) -> nn.Module:  # fmt: skip
+    """The served model: cross-entropy, slight shifts, and mirror images where they are of the same class.
+
+    Args:
+        data: to learn from.
+        architecture: a name of `services.inference.network`.
+        classes: in the data.
+        recipe: optimiser, schedule and augmentation.
+        mirror: whether an image and its mirror image are of the same class.
+        seed: the weights are a function of it, on one machine.
+        progress: shows how far it is.
+        checkpoints: folder in which an interrupted training is found again.
+    """
     torch.manual_seed(seed)
-    network = Classifier(shape_of(data), classes)
+    network = ARCHITECTURES[architecture](shape_of(data), classes)
 
     def loss(x: Tensor, y: Tensor) -> Tensor:
-        mirrored = torch.where(torch.rand(len(x), 1, 1, 1, device=x.device) < 0.5, x.flip(-1), x)
-        return functional.cross_entropy(network(transformed(mirrored, shift=0.04)), y)
+        if mirror:
+            x = torch.where(torch.rand(len(x), 1, 1, 1) < 0.5, x.flip(-1), x)
+        return functional.cross_entropy(network(transformed(x, shift=recipe.shift)), y)
 
-    return _train(network, "victim", data, loss, epochs, 2e-3, 128, seed, progress)
+    return _train(
+        network, f"victim, {architecture}", data, loss, recipe, seed, progress, checkpoints / "victim.safetensors"
+    )
 
 
-def train_reference(data: Dataset, classes: int, epochs: int, seed: int, progress: Progress) -> ReferenceEncoder:
+def train_reference(
+    data: Dataset, classes: int, epochs: int, seed: int, progress: Progress, checkpoints: Path
+) -> ReferenceEncoder:
     """The encoder of the honest reference: a classifier of varied photographs."""
     torch.manual_seed(seed)
     network = ReferenceEncoder(shape_of(data), classes)
@@ -82,15 +115,30 @@ def train_reference(data: Dataset, classes: int, epochs: int, seed: int, progres
     def loss(x: Tensor, y: Tensor) -> Tensor:
         return functional.cross_entropy(network.classify(varied_photographs(x)), y)
 
-    return _train(network, "reference encoder", data, loss, epochs, 2e-3, 128, seed, progress)
+    recipe = Recipe(epochs, rate=2e-3)
+    return _train(
+        network, "reference encoder", data, loss, recipe, seed, progress, checkpoints / "reference.safetensors"
+    )
 
 
 def train_similarity(
-    data: Dataset, classes: int, epochs: int, contrastive_epochs: int, seed: int, progress: Progress
-) -> SimilarityEncoder:
+    data: Dataset, classes: int, epochs: int, contrastive_epochs: int, seed: int, progress: Progress,
+    checkpoints: Path, victim: nn.Module | None = None,
+) -> SimilarityEncoder:  # fmt: skip
     """TR 2021-126, section VI-A: a classifier first, then the contrastive loss of eq. 6.
 
     Squared distances are means over the 256 dimensions; negatives are other images of the batch.
+
+    Args:
+        data: to learn from.
+        classes: in the data.
+        epochs: of the first stage.
+        contrastive_epochs: of the second.
+        seed: the weights are a function of it, on one machine.
+        progress: shows how far it is.
+        checkpoints: folder in which an interrupted training is found again.
+        victim: where given, an image's positive is an adversarial perturbation of it against this classifier, as in
+            SEAT (Zhang, Chen, Wagner 2021); else a slight transformation.
     """
     torch.manual_seed(seed)
     network = SimilarityEncoder(shape_of(data), classes)
@@ -98,18 +146,20 @@ def train_similarity(
     def classify(x: Tensor, y: Tensor) -> Tensor:
         return functional.cross_entropy(network.classify(x), y)
 
-    def contrast(x: Tensor, _: Tensor) -> Tensor:
-        together = network(torch.cat([x, positives(x)]))
+    def contrast(x: Tensor, y: Tensor) -> Tensor:
+        variants = positives(x) if victim is None else linf_pgd(victim, x, y)
+        together = network(torch.cat([x, variants]))
         anchors, near = together[: len(x)], together[len(x) :]
         far = anchors.roll(1, dims=0)
         pull = functional.mse_loss(near, anchors)
         push = functional.relu(MARGIN_SQUARED - (far - anchors).square().mean(1)).mean()
         return pull + push
 
-    _train(network, "similarity encoder, as a classifier", data, classify, epochs, 1e-3, 64, seed, progress)
-    return _train(
-        network, "similarity encoder, contrastive", data, contrast, contrastive_epochs, 1e-3, 64, seed, progress
-    )
+    for stage, loss, length in (("as a classifier", classify, epochs), ("contrastive", contrast, contrastive_epochs)):
+        checkpoint = checkpoints / f"{stage.replace(' ', '-')}.safetensors"
+        recipe = Recipe(length, rate=1e-3, batch=64)
+        _train(network, f"similarity encoder, {stage}", data, loss, recipe, seed, progress, checkpoint)
+    return network
 
 
 def data_variance(data: Dataset) -> float:
@@ -117,7 +167,9 @@ def data_variance(data: Dataset) -> float:
     return float((data.images[:5000] / 255.0).var())
 
 
-def train_likelihood(data: Dataset, epochs: int, seed: int, progress: Progress) -> VectorQuantisedAutoencoder:
+def train_likelihood(
+    data: Dataset, epochs: int, seed: int, progress: Progress, checkpoints: Path
+) -> VectorQuantisedAutoencoder:
     """The VQ-VAE on honest images: reconstruction over the data's variance, plus commitment."""
     torch.manual_seed(seed)
     network = VectorQuantisedAutoencoder(data.images.shape[1])
@@ -128,7 +180,8 @@ def train_likelihood(data: Dataset, epochs: int, seed: int, progress: Progress) 
         value: Tensor = functional.mse_loss(reconstruction, x) / variance + commitment
         return value
 
-    return _train(network, "VQ-VAE", data, loss, epochs, 1e-3, 64, seed, progress)
+    recipe = Recipe(epochs, rate=1e-3, batch=64)
+    return _train(network, "VQ-VAE", data, loss, recipe, seed, progress, checkpoints / "likelihood.safetensors")
 
 
 def logits_of(network: nn.Module, inputs: np.ndarray, batch: int = 256) -> np.ndarray:
