@@ -62,7 +62,7 @@ demo: setup data kafka ## attackers and honest clients against the whole system,
 	@$(BIN)/python -m deploy.demo
 
 train: setup data ## train and calibrate the bundle again
-	@OMP_NUM_THREADS=$$(nproc) $(BIN)/python -m services.training
+	@OMP_NUM_THREADS=$$(nproc) $(BIN)/portcullis train --output deploy/bundle
 
 bench: setup data kafka ## measure; numbers in build/bench.json and docs/results/bench.md
 	@$(BIN)/python -m tests.bench --write-docs

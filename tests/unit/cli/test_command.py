@@ -2,35 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from services.cli.__main__ import main
 from services.decision.policy_file import DEFAULT_POLICY
 from shared.keys import KeyFile
 from tests.support.bundles import untrained_bundle
-
-
-class Command:
-    """Runs the command as a shell would, without a process."""
-
-    def __init__(self, capture: pytest.CaptureFixture[str]) -> None:
-        self._capture = capture
-
-    def run(self, *arguments: str, status: int = 0) -> str:
-        """What it prints on standard output; on standard error where it fails."""
-        with pytest.raises(SystemExit) as ended:
-            main(arguments)
-        printed = self._capture.readouterr()
-        assert (ended.value.code or 0) == status, printed.err
-        return printed.err if status else printed.out
-
-    def json(self, *arguments: str) -> Any:
-        """The document that it prints with --json."""
-        return json.loads(self.run(*arguments, "--json"))
+from tests.support.command import Command
 
 
 @pytest.fixture
