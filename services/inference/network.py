@@ -51,7 +51,7 @@ def _alexnet(shape: ImageShape, classes: int) -> nn.Module:
     """Krizhevsky et al. (2012) for small images: no strides, and a quarter of the hidden units for as fewer pixels."""
     channels, height, width = shape
     flat, features = flattened(256, height // 8, width // 8)
-    return nn.Sequential(
+    network = nn.Sequential(
         nn.Conv2d(channels, 64, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
         nn.Conv2d(64, 192, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
         nn.Conv2d(192, 384, 3, padding=1), nn.ReLU(),
@@ -60,6 +60,12 @@ def _alexnet(shape: ImageShape, classes: int) -> nn.Module:
         flat, nn.Dropout(0.5), nn.Linear(features, 1024), nn.ReLU(),
         nn.Dropout(0.5), nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, classes),
     )  # fmt: skip
+    for layer in network:
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            # Eight layers without normalisation: from torch's own weights nothing is learnt for hundreds of steps.
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    return network
 
 
 def _resnet(name: str, shape: ImageShape, classes: int) -> nn.Module:
