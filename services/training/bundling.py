@@ -6,8 +6,10 @@ import hashlib
 import multiprocessing
 import os
 import shutil
-from collections.abc import Callable, Mapping
+import signal
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
@@ -104,6 +106,16 @@ class Tracer:
     def trace(cls, recording: calibration.Recording) -> calibration.Traces:
         """One account in the eyes of every detector."""
         return {detector.name: calibration.trace(detector, recording) for detector in cls._detectors}
+
+
+@contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Processes that start inside do not hear Ctrl-C: a pool whose workers die of it would wait for them for ever."""
+    hearing = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, hearing)
 
 
 def _fingerprint(splits: Splits) -> str:
@@ -254,7 +266,9 @@ class BundleMaker:
         traces: list[calibration.Traces] = []
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(os.cpu_count(), context, initializer=Tracer.load, initargs=(draft.folder,)) as pool:
-            for found in pool.map(Tracer.trace, recordings):
+            with _deaf_children():
+                results = pool.map(Tracer.trace, recordings)
+            for found in results:
                 traces.append(found)
                 self.progress.advance(task)
         calibration.save_traces(path, traces)
