@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from services.redteam.attack import Attack, Loot
-from services.redteam.substitute import Images, Substitute, as_tensor
+from services.redteam.attack import Attack, Loot, Questions
+from services.redteam.substitute import Images, Substitute, SubstituteNetwork, as_tensor
 
 Labels = NDArray[np.int64]
 """[n], classes."""
@@ -33,7 +33,7 @@ def gradient_sign(network: nn.Module, images: Tensor, targets: Tensor) -> Tensor
 
     Args:
         network: the copy.
-        images: [n, 1, 28, 28] in [0, 1].
+        images: [n, channels, height, width] in [0, 1].
         targets: [n] int64.
     """
     moving = images.detach().requires_grad_(True)
@@ -48,7 +48,7 @@ def inside(images: Tensor, origin: Tensor, radius: float) -> Tensor:
 
 def as_images(pixels: Tensor) -> Images:
     """Whole 8-bit pixels of images in [0, 1]."""
-    quantised: Images = (pixels * 255.0).round().to(torch.uint8).numpy()
+    quantised: Images = (pixels.detach() * 255.0).round().to(torch.uint8).numpy()
     return quantised
 
 
@@ -57,13 +57,10 @@ class JacobianAttack(Attack):
 
     crafted_per_image: ClassVar[int] = 1
 
-    def __init__(self, seeds: Images, radius: float, steps: int, step: float, request_rows: int = 1) -> None:
+    def __init__(self, seeds: Images, request_rows: int = 1) -> None:
         """
         Args:
-            seeds: [n, 1, 28, 28] natural images.
-            radius: L-infinity norm of the perturbation, pixels in [0, 1].
-            steps: iterations of crafting.
-            step: size of each, pixels in [0, 1].
+            seeds: [n, channels, height, width] natural images.
             request_rows: images a request.
 
         Raises:
@@ -73,35 +70,32 @@ class JacobianAttack(Attack):
         if not len(seeds):
             raise ValueError("a Jacobian attack needs seeds")
         self.seeds = seeds
-        self.radius = radius
-        self.steps = steps
-        self.step = step
 
     @abstractmethod
-    def craft(self, network: nn.Module, origin: Tensor, labels: Labels, random: np.random.Generator) -> Tensor:
+    def craft(self, network: SubstituteNetwork, origin: Tensor, labels: Labels, random: np.random.Generator) -> Tensor:
         """New images from known ones.
 
         Args:
             network: the copy.
-            origin: [n, 1, 28, 28] in [0, 1].
+            origin: [n, channels, height, width] in [0, 1].
             labels: [n], what the victim said of them.
             random: for whatever is drawn.
 
         Returns:
-            [n * crafted_per_image, 1, 28, 28] in [0, 1]; those of one origin follow each other.
+            [n * crafted_per_image, channels, height, width] in [0, 1]; those of one origin follow each other.
         """
 
-    def questions(self, loot: Loot, substitute: Substitute | None) -> Images:
+    def questions(self, loot: Loot, substitute: Substitute | None) -> Questions:
         """The seeds first; then as many crafted images as the budget leaves, from all images known."""
         if substitute is None:
-            return self.seeds
-        known = min(len(loot.images), -(-loot.left // self.crafted_per_image))
+            return loot.questioning(self.seeds)
+        known = min(len(loot.images), -(-loot.wanted // self.crafted_per_image))
         origins, labels = loot.images[:known], loot.told[:known].argmax(axis=1)
         parts = [
             self.craft(substitute.network, as_tensor(origins[rows]), labels[rows], loot.random)
             for rows in np.split(np.arange(known), range(CRAFTED_AT_ONCE, known, CRAFTED_AT_ONCE))
         ]
-        return as_images(torch.cat(parts))
+        return loot.questioning(as_images(torch.cat(parts)), np.repeat(loot.numbers[:known], self.crafted_per_image))
 
     def learn(self, loot: Loot, substitute: Substitute) -> None:
         """Start anew and train on everything."""
@@ -127,7 +121,28 @@ def likeliest_others(network: nn.Module, origin: Tensor, labels: Labels, count: 
     return others
 
 
-class JbdaTr(JacobianAttack):
+class BoundedAttack(JacobianAttack):
+    """Crafts in steps along the gradient's sign, inside an L-infinity ball around the origin."""
+
+    def __init__(self, seeds: Images, radius: float, steps: int, step: float, request_rows: int = 1) -> None:
+        """
+        Args:
+            seeds: [n, channels, height, width] natural images.
+            radius: L-infinity norm of the perturbation, pixels in [0, 1].
+            steps: iterations of crafting.
+            step: size of each, pixels in [0, 1].
+            request_rows: images a request.
+
+        Raises:
+            ValueError: no seeds.
+        """
+        super().__init__(seeds, request_rows)
+        self.radius = radius
+        self.steps = steps
+        self.step = step
+
+
+class JbdaTr(BoundedAttack):
     """JBDA-TR (Juuti et al. 2019): iterative FGSM towards a random class that is drawn anew at each step (AMAO eq. 4).
 
     Radius 0.1, 8 steps of 1.85 radius / steps each, after the ModelGuard attack suite.
@@ -140,7 +155,7 @@ class JbdaTr(JacobianAttack):
     ) -> None:
         super().__init__(seeds, radius, steps, step, request_rows)
 
-    def craft(self, network: nn.Module, origin: Tensor, labels: Labels, random: np.random.Generator) -> Tensor:
+    def craft(self, network: SubstituteNetwork, origin: Tensor, labels: Labels, random: np.random.Generator) -> Tensor:
         """One image each."""
         with torch.no_grad():
             classes = network(origin[:1]).shape[1]
@@ -152,7 +167,7 @@ class JbdaTr(JacobianAttack):
         return moved
 
 
-class JbaPgd(JacobianAttack):
+class JbaPgd(BoundedAttack):
     """JBA-PGD (TR 2021-126, IV-A): targeted L-infinity PGD from a random start, radius 8/256, towards three classes.
 
     40 steps of radius / 30 each: the defaults of Foolbox 3, which the report uses.
@@ -166,7 +181,7 @@ class JbaPgd(JacobianAttack):
     ) -> None:
         super().__init__(seeds, radius, steps, step, request_rows)
 
-    def craft(self, network: nn.Module, origin: Tensor, labels: Labels, random: np.random.Generator) -> Tensor:
+    def craft(self, network: SubstituteNetwork, origin: Tensor, labels: Labels, random: np.random.Generator) -> Tensor:
         """Three images each, towards the copy's three likeliest other classes."""
         repeated = origin.repeat_interleave(self.crafted_per_image, dim=0)
         noise = random.uniform(-self.radius, self.radius, repeated.shape).astype(np.float32)
@@ -175,7 +190,7 @@ class JbaPgd(JacobianAttack):
         return descend(network, repeated, start, targets, self.radius, self.steps, self.step)
 
 
-class JbTop3(JacobianAttack):
+class JbTop3(BoundedAttack):
     """JB-top3 (Orekondy et al.; TR 2021-126, IV-A): targeted iterative FGSM towards the three likeliest other classes.
 
     Radius 0.1, 8 steps of 0.01 each: the defaults of the attack's authors.
@@ -189,7 +204,7 @@ class JbTop3(JacobianAttack):
     ) -> None:
         super().__init__(seeds, radius, steps, step, request_rows)
 
-    def craft(self, network: nn.Module, origin: Tensor, labels: Labels, random: np.random.Generator) -> Tensor:
+    def craft(self, network: SubstituteNetwork, origin: Tensor, labels: Labels, random: np.random.Generator) -> Tensor:
         """Three images each."""
         repeated = origin.repeat_interleave(self.crafted_per_image, dim=0)
         targets = likeliest_others(network, origin, labels, self.crafted_per_image).flatten()

@@ -13,49 +13,12 @@ from services.redteam.jacobian import EPOCHS, JacobianAttack, JbaPgd, JbdaTr, Jb
 from services.redteam.knockoff import KnockoffNets
 from services.redteam.substitute import Images, Probabilities, Substitute, Yardstick, as_tensor
 from shared.datasets import load_digits, load_splits
+from tests.support.undefended import Victim
 
-SEEDS = 40
 FEW = 12
 MANY = 100
 ROWS = 64
 JACOBIAN: tuple[type[JbdaTr] | type[JbaPgd] | type[JbTop3], ...] = (JbdaTr, JbaPgd, JbTop3)
-
-
-class Victim:
-    """An undefended model that answers with labels, and remembers what it was asked."""
-
-    def __init__(self) -> None:
-        train = load_splits().train[:5000]
-        self.network = Substitute(10, np.random.default_rng(0))
-        self.network.train(train.images, np.eye(10, dtype=np.float32)[train.labels], epochs=4)
-        self.asked: list[Images] = []
-
-    def __call__(self, images: Images) -> Probabilities:
-        self.asked.append(images)
-        return np.eye(10, dtype=np.float32)[self.network.labels(images)]
-
-
-@pytest.fixture(scope="module")
-def trained() -> Victim:
-    torch.set_num_threads(1)
-    return Victim()
-
-
-@pytest.fixture
-def victim(trained: Victim) -> Victim:
-    trained.asked = []
-    return trained
-
-
-@pytest.fixture(scope="module")
-def yardstick(trained: Victim) -> Yardstick:
-    clean = load_splits().test[:2000]
-    return Yardstick(clean.images, trained.network.labels(clean.images), clean.labels)
-
-
-@pytest.fixture(scope="module")
-def seeds() -> Images:
-    return load_splits().test.images[5000 : 5000 + SEEDS]
 
 
 def test_a_jacobian_attack_copies_better_than_its_seeds_alone(victim: Victim, yardstick: Yardstick) -> None:
@@ -123,7 +86,9 @@ def test_crafting_moves_the_copy_away_from_the_label(attack: type[JbdaTr], seeds
     crafted = one.craft(victim.network.network, as_tensor(seeds), labels, np.random.default_rng(2))
     repeated = torch.from_numpy(np.repeat(labels, attack.crafted_per_image))
     with torch.no_grad():
-        before = victim.network.network(as_tensor(seeds)).softmax(dim=1)[torch.arange(SEEDS), torch.from_numpy(labels)]
+        before = victim.network.network(as_tensor(seeds)).softmax(dim=1)[
+            torch.arange(len(seeds)), torch.from_numpy(labels)
+        ]
         after = victim.network.network(crafted).softmax(dim=1)[torch.arange(len(repeated)), repeated]
     assert after.mean() < before.mean() - 0.05
 

@@ -1,0 +1,35 @@
+"""One victim for all tests of a process."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from services.redteam.substitute import Images, Yardstick
+from shared.datasets import load_splits
+from tests.support.undefended import Victim
+
+SEEDS = 40
+
+
+@pytest.fixture(scope="session")
+def trained() -> Victim:
+    torch.set_num_threads(1)
+    return Victim()
+
+
+@pytest.fixture
+def victim(trained: Victim) -> Victim:
+    trained.asked = []
+    return trained
+
+
+@pytest.fixture(scope="session")
+def yardstick(trained: Victim) -> Yardstick:
+    clean = load_splits().test[:2000]
+    return Yardstick(clean.images, trained.network.labels(clean.images), clean.labels)
+
+
+@pytest.fixture(scope="session")
+def seeds() -> Images:
+    return load_splits().test.images[5000 : 5000 + SEEDS]
