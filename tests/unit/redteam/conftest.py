@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from services.redteam.substitute import Images, Yardstick
-from shared.datasets import load_splits
-from tests.support.undefended import Victim
+from tests.support.undefended import Victim, splits
 
 SEEDS = 40
 
@@ -26,10 +25,10 @@ def victim(trained: Victim) -> Victim:
 
 @pytest.fixture(scope="session")
 def yardstick(trained: Victim) -> Yardstick:
-    clean = load_splits().test[:2000]
+    clean = splits().test[:2000]
     return Yardstick(clean.images, trained.network.labels(clean.images), clean.labels)
 
 
 @pytest.fixture(scope="session")
 def seeds() -> Images:
-    return load_splits().test.images[5000 : 5000 + SEEDS]
+    return splits().test.images[5000 : 5000 + SEEDS]

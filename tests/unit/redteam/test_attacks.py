@@ -12,8 +12,8 @@ from services.redteam.attack import Attack, Banned
 from services.redteam.jacobian import EPOCHS, JacobianAttack, JbaPgd, JbdaTr, JbTop3, as_images, likeliest_others
 from services.redteam.knockoff import KnockoffNets
 from services.redteam.substitute import Images, Probabilities, Substitute, Yardstick, as_tensor
-from shared.datasets import load_digits, load_splits
-from tests.support.undefended import Victim
+from shared.datasets import load_digits
+from tests.support.undefended import Victim, splits
 
 FEW = 12
 MANY = 100
@@ -27,7 +27,7 @@ def test_a_jacobian_attack_copies_better_than_its_seeds_alone(victim: Victim, ya
     gains = []
     for draw in range(2):
         start = 5000 + draw * MANY
-        seeds = load_splits().test.images[start : start + MANY]
+        seeds = splits().test.images[start : start + MANY]
         report = JbdaTr(seeds, request_rows=ROWS).run(victim, 16 * MANY, np.random.default_rng(draw), yardstick)
         agreement = [milestone.similarity.agreement for milestone in report.milestones if milestone.similarity]
         assert report.milestones[0].queries == MANY
@@ -43,7 +43,7 @@ def test_what_is_crafted_crosses_the_victims_borders_more_often_than_noise_of_th
     crafted_across, noise_across = [], []
     for draw in range(3):
         random = np.random.default_rng(draw)
-        origins = load_splits().test.images[6000 + draw * MANY :][:MANY]
+        origins = splits().test.images[6000 + draw * MANY :][:MANY]
         told = victim(origins)
         copy = Substitute(10, random)
         copy.train(origins, told, EPOCHS)
