@@ -11,11 +11,13 @@ import signal
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import ValidationError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from services.redteam.blinding import BLINDINGS
 from services.redteam.campaign import ATTACKS, Campaign
 from services.redteam.honest import HONEST_KINDS
 from services.redteam.plan import CampaignPlan, CampaignReport, ClientPlan
@@ -44,10 +46,39 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument("--data", type=Path, default=DEFAULT_FOLDER, help="folder of the data sets (%(default)s)")
         one.add_argument("--report", type=Path, help="JSON file to write")
         one.add_argument("--yardstick", type=Path, help="folder of the victim's bundle, to measure the copy by")
+        if role == "attack":
+            _add_disguises(one)
     many = commands.add_parser("campaign", help="drive many accounts side by side")
     many.add_argument("plan", type=Path, help="JSON file: a CampaignPlan")
     many.add_argument("--quiet", action="store_true", help="no progress bars")
     return parser
+
+
+def _add_disguises(attack: argparse.ArgumentParser) -> None:
+    disguises = attack.add_argument_group("adaptive attacks", "what the attacker does against detectors")
+    disguises.add_argument(
+        "--blinding", choices=BLINDINGS, default="", help="transform each image and book the answer to the original"
+    )
+    disguises.add_argument("--blinding-strength", choices=("low", "high"), default="low", help="how much (%(default)s)")
+    disguises.add_argument(
+        "--mix", type=float, default=0.0, metavar="SHARE",
+        help="share of honest images among all that is sent, such as 0.875; --queries counts them too (%(default)s)",
+    )  # fmt: skip
+    disguises.add_argument(
+        "--filter", action="store_true",
+        help="hold back what a similarity detector of the attacker's own believes suspicious; trains it first",
+    )  # fmt: skip
+
+
+def _disguises(arguments: argparse.Namespace) -> dict[str, Any]:
+    if arguments.role != "attack":
+        return {}
+    return {
+        "blinding": arguments.blinding,
+        "blinding_strength": arguments.blinding_strength,
+        "mix": arguments.mix,
+        "filtered": arguments.filter,
+    }
 
 
 def _plan_of_one(arguments: argparse.Namespace, report: Path) -> CampaignPlan:
@@ -59,6 +90,7 @@ def _plan_of_one(arguments: argparse.Namespace, report: Path) -> CampaignPlan:
         queries=arguments.queries,
         queries_per_second=arguments.pace,
         request_rows=arguments.request_rows,
+        **_disguises(arguments),
     )
     return CampaignPlan(
         address=arguments.address,

@@ -13,13 +13,16 @@ from types import MappingProxyType
 import numpy as np
 
 from services.inference.model import Model
-from services.redteam.attack import Ask, Attack, AttackReport, Banned
+from services.redteam.adaptive import Filtered, Mixed, SubstituteDetector, train_encoder
+from services.redteam.attack import Account, Ask, Attack, AttackReport, Banned, Route
+from services.redteam.blinding import Blinded, blinding
 from services.redteam.client import EndpointError, VictimClient
+from services.redteam.dfme import Dfme
 from services.redteam.honest import HONEST_KINDS, Pace, drive
-from services.redteam.jacobian import SEEDS, JbaPgd, JbdaTr, JbTop3
-from services.redteam.knockoff import KnockoffNets
+from services.redteam.jacobian import SEEDS, Cloudleak, JbaBs, JbaCw, JbaPgd, Jbda, JbdaTr, JbTop3
+from services.redteam.knockoff import KnockoffNets, RandomSelection
 from services.redteam.plan import CampaignPlan, CampaignReport, ClientPlan, ClientReport
-from services.redteam.substitute import Yardstick
+from services.redteam.substitute import Yardstick, shape_of
 from shared.bundle import Bundle
 from shared.datasets import Dataset, load_digits, load_fashion_mnist
 
@@ -30,7 +33,16 @@ REPORT_SECONDS = 1.0
 AttackBuilder = Callable[[Dataset, np.random.Generator, Path, int], Attack]
 
 
-def _jacobian(attack: type[JbdaTr] | type[JbaPgd] | type[JbTop3]) -> AttackBuilder:
+DFME_BATCH = 32
+"""The authors' 256 would spend a budget of a few thousand queries in a round or two."""
+OWN_IMAGES = 2000
+"""Labelled images that an adaptive attacker has to train its own encoder or auto-encoder on."""
+OWN_EPOCHS = 4
+
+
+def _jacobian(
+    attack: type[Jbda] | type[JbdaTr] | type[JbaPgd] | type[JbTop3] | type[JbaCw] | type[JbaBs] | type[Cloudleak],
+) -> AttackBuilder:
     def build(data: Dataset, random: np.random.Generator, folder: Path, request_rows: int) -> Attack:
         seeds = data.images[random.choice(len(data), SEEDS, replace=False)]
         return attack(seeds, request_rows=request_rows)
@@ -42,15 +54,56 @@ def _knockoff(data: Dataset, random: np.random.Generator, folder: Path, request_
     return KnockoffNets(load_digits(folder).images, request_rows=request_rows)
 
 
+def _random(data: Dataset, random: np.random.Generator, folder: Path, request_rows: int) -> Attack:
+    return RandomSelection(data.images, request_rows=request_rows)
+
+
+def _dfme(data: Dataset, random: np.random.Generator, folder: Path, request_rows: int) -> Attack:
+    return Dfme(shape_of(data.images), DFME_BATCH, request_rows=request_rows)
+
+
 ATTACKS: Mapping[str, AttackBuilder] = MappingProxyType(
     {
+        "jbda": _jacobian(Jbda),
         "jbda-tr": _jacobian(JbdaTr),
         "jba-pgd": _jacobian(JbaPgd),
         "jb-top3": _jacobian(JbTop3),
+        "jba-cw": _jacobian(JbaCw),
+        "jba-bs": _jacobian(JbaBs),
+        "cloudleak": _jacobian(Cloudleak),
+        "dfme": _dfme,
         "knockoff-digits": _knockoff,
+        "random-natural": _random,
     }
 )
 """How each attack is built from natural images (its seeds), its randomness, the data folder and the rows a request."""
+
+
+def adaptive_route(plan: ClientPlan, ask: Ask, data: Dataset, random: np.random.Generator) -> Route:
+    """The route from an attack to its account, by way of the disguises that its plan asks for.
+
+    The filter comes last and sees what is sent; honest queries are mixed in unblinded.
+
+    Args:
+        plan: of the account.
+        ask: the account.
+        data: natural images with labels, of which the attacker's own and its honest ones are drawn.
+        random: of all that is drawn.
+
+    Raises:
+        KeyError: no such blinding.
+    """
+    route: Route = Account(ask)
+    own = data[random.permutation(len(data))[:OWN_IMAGES]]
+    if plan.filtered:
+        encode = train_encoder(own, OWN_EPOCHS, OWN_EPOCHS, int(random.integers(2**31)))
+        route = Filtered(route, SubstituteDetector.tuned(encode, own.images))
+    if plan.mix:
+        route = Mixed(route, data.images[random.permutation(len(data))], plan.mix, random)
+    if plan.blinding:
+        labels = np.eye(int(own.labels.max()) + 1, dtype=np.float32)[own.labels]
+        route = Blinded(route, blinding(plan.blinding, plan.blinding_strength, own.images, labels, random), random)
+    return route
 
 
 def bundle_yardstick(bundle: Bundle, data: Dataset) -> Yardstick:
@@ -129,5 +182,7 @@ class Campaign:
                 ]
 
         attack = ATTACKS[plan.kind](self._natural, random, self._plan.data, plan.request_rows)
-        if attack.run(ask, plan.queries, random, self._yardstick, told).banned:
+        # Disguises draw from a stream of their own, so that the attack underneath is the same with and without them.
+        route = adaptive_route(plan, ask, self._natural, random.spawn(1)[0])
+        if attack.run(route, plan.queries, random, self._yardstick, told).banned:
             raise Banned

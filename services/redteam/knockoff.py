@@ -1,37 +1,42 @@
-"""KnockoffNets (Orekondy et al. 2019), policy random: natural images from elsewhere, each asked once."""
+"""Attacks that craft nothing: natural images, each asked once, so no history of near neighbours gives them away."""
 
 from __future__ import annotations
 
-from services.redteam.attack import Attack, Loot
+from services.redteam.attack import Attack, Loot, Questions
 from services.redteam.substitute import Images, Substitute
 
 EPOCHS = 20
 
 
-class KnockoffNets(Attack):
-    """Random images of a foreign set; nothing is crafted, so no history of near neighbours gives it away."""
+class RandomSelection(Attack):
+    """Images of a set in random order (TR 2021-126, III-C: CopyCat's strategy, the baseline of the others)."""
 
-    name = "KnockoffNets"
+    name = "random selection"
 
-    def __init__(self, foreign: Images, round_queries: int = 300, request_rows: int = 1) -> None:
+    def __init__(self, images: Images, round_queries: int = 300, request_rows: int = 1) -> None:
         """
         Args:
-            foreign: [n, 1, 28, 28] natural images, not of the victim's kind.
+            images: [n, channels, height, width] natural images of the victim's kind.
             round_queries: images asked between two trainings of the copy.
             request_rows: images a request.
         """
         super().__init__(request_rows)
-        self.foreign = foreign
+        self.images = images
         self.round_queries = round_queries
         self._order: list[int] = []
 
-    def questions(self, loot: Loot, substitute: Substitute | None) -> Images:
+    def questions(self, loot: Loot, substitute: Substitute | None) -> Questions:
         """The next images of a random order; none twice."""
-        if substitute is None:
-            self._order = loot.random.permutation(len(self.foreign)).tolist()
-        start = loot.report.queries
-        return self.foreign[self._order[start : start + self.round_queries]]
+        if not loot.put:
+            self._order = loot.random.permutation(len(self.images)).tolist()
+        return loot.questioning(self.images[self._order[loot.put : loot.put + self.round_queries]])
 
     def learn(self, loot: Loot, substitute: Substitute) -> None:
         """Start anew and train on everything."""
         substitute.train(loot.images, loot.told, EPOCHS)
+
+
+class KnockoffNets(RandomSelection):
+    """KnockoffNets (Orekondy et al. 2019), policy random: the images are of a foreign set."""
+
+    name = "KnockoffNets"

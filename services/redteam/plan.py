@@ -25,6 +25,13 @@ class ClientPlan(BaseModel):
     queries_per_second: float | None = Field(None, gt=0)
     request_rows: int = Field(1, ge=1)
     """Of an attacker; an honest kind has its own."""
+    blinding: str = ""
+    """One of `BLINDINGS`, of an attacker that hides its queries; none where empty."""
+    blinding_strength: Literal["low", "high"] = "low"
+    mix: float = Field(0.0, ge=0, lt=1)
+    """Share of honest queries among all that an attacker sends; its budget pays for them."""
+    filtered: bool = False
+    """Whether an attacker holds back what its own similarity detector believes suspicious."""
 
 
 class CampaignPlan(BaseModel):

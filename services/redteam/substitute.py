@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 Images = NDArray[np.uint8]
-"""[n, 1, 28, 28]"""
+"""[n, channels, height, width]"""
+Shape: TypeAlias = tuple[int, int, int]
+"""Channels, height, width."""
 Probabilities = NDArray[np.float32]
 """[n, classes]"""
 
@@ -23,20 +26,48 @@ PREDICTION_BATCH = 256
 
 
 class SubstituteNetwork(nn.Module):
-    """Images [n, 1, 28, 28] in [0, 1] to logits [n, classes]; the attacker does not know the victim's network."""
+    """Images [n, channels, height, width] in [0, 1] to logits [n, classes].
 
-    def __init__(self, classes: int) -> None:
+    The attacker does not know the victim's network.
+    """
+
+    FEATURES = 64
+
+    def __init__(self, shape: Shape, classes: int) -> None:
+        """
+        Args:
+            shape: of one image.
+            classes: how many it tells apart.
+        """
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(1, 16, 5, stride=2, padding=2), nn.ReLU(),
+        channels, height, width = shape
+        # Two convolutions halve each side, rounding up.
+        pixels = -(-height // 4) * -(-width // 4)
+        self.trunk = nn.Sequential(
+            nn.Conv2d(channels, 16, 5, stride=2, padding=2), nn.ReLU(),
             nn.Conv2d(16, 32, 5, stride=2, padding=2), nn.ReLU(),
-            nn.Flatten(), nn.Linear(32 * 7 * 7, 64), nn.ReLU(), nn.Linear(64, classes),
+            nn.Flatten(), nn.Linear(32 * pixels, self.FEATURES), nn.ReLU(),
         )  # fmt: skip
+        self.head = nn.Linear(self.FEATURES, classes)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Outputs of the last layer but one, [n, 64]."""
+        features: Tensor = self.trunk(images)
+        return features
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [n, classes]."""
-        logits: Tensor = self.layers(images)
+        logits: Tensor = self.head(self.features(images))
         return logits
+
+
+def initialise(network: nn.Module, random: torch.Generator) -> None:
+    """Draw weights anew (He et al. 2015), not from torch's global generator: several attackers may share a process."""
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu", generator=random)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +96,12 @@ class Yardstick:
         return Similarity(float(np.mean(said == self.victim_labels)), float(np.mean(said == self.true_labels)))
 
 
+def shape_of(images: Images) -> Shape:
+    """Of one of them."""
+    channels, height, width = images.shape[1:]
+    return channels, height, width
+
+
 def as_tensor(images: Images) -> Tensor:
     """Images as the network takes them: float32 in [0, 1]."""
     return torch.from_numpy(np.ascontiguousarray(images)).float() / 255.0
@@ -74,38 +111,50 @@ class Substitute:
     """A network with its training, on the CPU: an attacker of this size needs no more."""
 
     def __init__(self, classes: int, random: np.random.Generator) -> None:
+        """
+        Args:
+            classes: how many it tells apart.
+            random: of its weights and of the order of training.
+        """
         self.classes = classes
         self._torch_random = torch.Generator().manual_seed(int(random.integers(2**62)))
-        self.network = self._fresh()
+        self._network: SubstituteNetwork | None = None
 
-    def _fresh(self) -> SubstituteNetwork:
-        network = SubstituteNetwork(self.classes)
-        # Not from torch's global generator: several attackers may share the process.
-        for parameter in network.parameters():
-            if parameter.ndim > 1:
-                nn.init.kaiming_uniform_(parameter, nonlinearity="relu", generator=self._torch_random)
-            else:
-                nn.init.zeros_(parameter)
-        return network
+    @property
+    def network(self) -> SubstituteNetwork:
+        """The copy as it is now.
+
+        Raises:
+            ValueError: nothing told it yet what shape an image has.
+        """
+        if self._network is None:
+            raise ValueError("a copy that was never started has no network")
+        return self._network
+
+    def start(self, shape: Shape) -> SubstituteNetwork:
+        """Begin anew with a network for images of this shape that knows nothing."""
+        self._network = SubstituteNetwork(shape, self.classes)
+        initialise(self._network, self._torch_random)
+        return self._network
 
     def train(self, images: Images, answers: Probabilities, epochs: int) -> None:
         """Start anew and learn the answers (soft cross-entropy, Adam).
 
         Args:
-            images: [n, 1, 28, 28].
+            images: [n, channels, height, width].
             answers: [n, classes], one-hot where the victim tells labels only.
             epochs: passes over the images; more where they make fewer than `LEAST_STEPS` steps.
         """
-        self.network = self._fresh().train()
+        network = self.start(shape_of(images)).train()
         inputs, targets = as_tensor(images), torch.from_numpy(np.asarray(answers, dtype=np.float32))
-        optimiser = torch.optim.Adam(self.network.parameters(), lr=LEARNING_RATE)
+        optimiser = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
         for _ in range(max(epochs, -(-LEAST_STEPS // -(-len(inputs) // TRAINING_BATCH)))):
             order = torch.randperm(len(inputs), generator=self._torch_random)
             for rows in torch.split(order, TRAINING_BATCH):
                 optimiser.zero_grad()
-                functional.cross_entropy(self.network(inputs[rows]), targets[rows]).backward()  # type: ignore[no-untyped-call]
+                functional.cross_entropy(network(inputs[rows]), targets[rows]).backward()  # type: ignore[no-untyped-call]
                 optimiser.step()
-        self.network.eval()
+        network.eval()
 
     def logits(self, images: Images) -> NDArray[np.float32]:
         """[n, classes]"""

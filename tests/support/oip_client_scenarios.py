@@ -28,6 +28,7 @@ from services.redteam.campaign import Campaign
 from services.redteam.client import EndpointError, VictimClient
 from services.redteam.honest import Pace
 from services.redteam.plan import CampaignPlan, ClientPlan
+from shared.datasets import load_fashion_mnist
 
 IMAGES = np.arange(3 * 28 * 28, dtype=np.uint8).reshape(3, 1, 28, 28)
 KEY = "pk_of_nobody"
@@ -249,6 +250,26 @@ def a_campaign_tells_which_account_failed_and_why() -> None:
     assert "who are you" in report.accounts["wrong"].error
 
 
+def an_adaptive_attacker_sends_what_its_plan_says() -> None:
+    """Seven honest images to each of its own, and its own blinded."""
+    client = ClientPlan(
+        account="thief",
+        key="thief",
+        role="attack",
+        kind="random-natural",
+        queries=64,
+        blinding="contrast",
+        blinding_strength="high",
+        mix=0.875,
+    )
+    with serving() as (endpoint, address), tempfile.TemporaryDirectory() as folder:
+        report = Campaign(_plan(address, Path(folder) / "report.json", client)).run()
+    natural = {image.tobytes() for image in load_fashion_mnist("test").images}
+    blinded = sum(request.raw_input_contents[0] not in natural for request in endpoint.requests)
+    assert (len(endpoint.requests), report.accounts["thief"].queries) == (64, 64)
+    assert 6 <= blinded <= 8
+
+
 SCENARIOS: dict[str, Callable[[], None]] = {
     scenario.__name__: scenario
     for scenario in (
@@ -263,6 +284,7 @@ SCENARIOS: dict[str, Callable[[], None]] = {
         a_client_that_fell_behind_catches_up_by_a_second_at_most,
         a_campaign_drives_every_account_and_reports,
         a_campaign_tells_which_account_failed_and_why,
+        an_adaptive_attacker_sends_what_its_plan_says,
     )
 }
 

@@ -12,50 +12,13 @@ from services.redteam.attack import Attack, Banned
 from services.redteam.jacobian import EPOCHS, JacobianAttack, JbaPgd, JbdaTr, JbTop3, as_images, likeliest_others
 from services.redteam.knockoff import KnockoffNets
 from services.redteam.substitute import Images, Probabilities, Substitute, Yardstick, as_tensor
-from shared.datasets import load_digits, load_splits
+from shared.datasets import load_digits
+from tests.support.undefended import Victim, splits
 
-SEEDS = 40
 FEW = 12
 MANY = 100
 ROWS = 64
 JACOBIAN: tuple[type[JbdaTr] | type[JbaPgd] | type[JbTop3], ...] = (JbdaTr, JbaPgd, JbTop3)
-
-
-class Victim:
-    """An undefended model that answers with labels, and remembers what it was asked."""
-
-    def __init__(self) -> None:
-        train = load_splits().train[:5000]
-        self.network = Substitute(10, np.random.default_rng(0))
-        self.network.train(train.images, np.eye(10, dtype=np.float32)[train.labels], epochs=4)
-        self.asked: list[Images] = []
-
-    def __call__(self, images: Images) -> Probabilities:
-        self.asked.append(images)
-        return np.eye(10, dtype=np.float32)[self.network.labels(images)]
-
-
-@pytest.fixture(scope="module")
-def trained() -> Victim:
-    torch.set_num_threads(1)
-    return Victim()
-
-
-@pytest.fixture
-def victim(trained: Victim) -> Victim:
-    trained.asked = []
-    return trained
-
-
-@pytest.fixture(scope="module")
-def yardstick(trained: Victim) -> Yardstick:
-    clean = load_splits().test[:2000]
-    return Yardstick(clean.images, trained.network.labels(clean.images), clean.labels)
-
-
-@pytest.fixture(scope="module")
-def seeds() -> Images:
-    return load_splits().test.images[5000 : 5000 + SEEDS]
 
 
 def test_a_jacobian_attack_copies_better_than_its_seeds_alone(victim: Victim, yardstick: Yardstick) -> None:
@@ -64,7 +27,7 @@ def test_a_jacobian_attack_copies_better_than_its_seeds_alone(victim: Victim, ya
     gains = []
     for draw in range(2):
         start = 5000 + draw * MANY
-        seeds = load_splits().test.images[start : start + MANY]
+        seeds = splits().test.images[start : start + MANY]
         report = JbdaTr(seeds, request_rows=ROWS).run(victim, 16 * MANY, np.random.default_rng(draw), yardstick)
         agreement = [milestone.similarity.agreement for milestone in report.milestones if milestone.similarity]
         assert report.milestones[0].queries == MANY
@@ -80,7 +43,7 @@ def test_what_is_crafted_crosses_the_victims_borders_more_often_than_noise_of_th
     crafted_across, noise_across = [], []
     for draw in range(3):
         random = np.random.default_rng(draw)
-        origins = load_splits().test.images[6000 + draw * MANY :][:MANY]
+        origins = splits().test.images[6000 + draw * MANY :][:MANY]
         told = victim(origins)
         copy = Substitute(10, random)
         copy.train(origins, told, EPOCHS)
@@ -123,7 +86,9 @@ def test_crafting_moves_the_copy_away_from_the_label(attack: type[JbdaTr], seeds
     crafted = one.craft(victim.network.network, as_tensor(seeds), labels, np.random.default_rng(2))
     repeated = torch.from_numpy(np.repeat(labels, attack.crafted_per_image))
     with torch.no_grad():
-        before = victim.network.network(as_tensor(seeds)).softmax(dim=1)[torch.arange(SEEDS), torch.from_numpy(labels)]
+        before = victim.network.network(as_tensor(seeds)).softmax(dim=1)[
+            torch.arange(len(seeds)), torch.from_numpy(labels)
+        ]
         after = victim.network.network(crafted).softmax(dim=1)[torch.arange(len(repeated)), repeated]
     assert after.mean() < before.mean() - 0.05
 
