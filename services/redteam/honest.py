@@ -10,8 +10,9 @@ import numpy as np
 
 from services.redteam.attack import Ask
 from services.redteam.substitute import Images, Probabilities
+from shared.cameras import Camera
 from shared.datasets import SHOES, Dataset
-from shared.population import HonestAccount, Kind, Style, burst, few_classes, retrying, steady, styled
+from shared.population import HonestAccount, Kind, burst, few_classes, retrying, steady, styled
 
 BATCH_ROWS = 32
 
@@ -23,7 +24,7 @@ def shoes(data: Dataset, queries: int, random: np.random.Generator) -> HonestAcc
 
 def dark(data: Dataset, queries: int, random: np.random.Generator) -> HonestAccount:
     """A shop whose photographs are all darker and noisier."""
-    return styled(data, queries, random, Style(gain=random.uniform(0.6, 0.7), noise=0.04))
+    return styled(data, queries, random, Camera(gain=random.uniform(0.6, 0.7), noise=0.04))
 
 
 def batches(data: Dataset, queries: int, random: np.random.Generator) -> HonestAccount:

@@ -35,7 +35,7 @@ from shared.bundle import Bundle, LikelihoodSection, PradaSection, SimilaritySec
 from shared.datasets import Splits
 from shared.detection import Detector
 from shared.networks import in_fixed_batches, load_network, network_tensors
-from shared.population import CALIBRATED_KINDS, UNSEEN_KINDS, HonestAccount, draw_accounts
+from shared.population import KINDS, HonestAccount, draw_accounts
 
 SMALLEST_THRESHOLD = float(np.log(1e6))
 """The e-detectors' own promise: a million honest queries between false alarms, on average."""
@@ -293,8 +293,7 @@ class BundleMaker:
         models = calibration.evidence_models(detectors, traces, plan.seed + 30)
         self._report_discounts(models)
 
-        kinds = CALIBRATED_KINDS + UNSEEN_KINDS
-        held = draw_accounts(self.splits.holdout, plan.holdout_accounts, plan.queries, plan.seed + 40, kinds)
+        held = draw_accounts(self.splits.holdout, plan.holdout_accounts, plan.queries, plan.seed + 40, KINDS)
         held_traces = self._trace(bundle, self._record(held, "holdout accounts: answers"), "holdout accounts")
         manifest["evidence"] = self._last_word(detectors, models, held, held_traces)
         manifest["false_positive_rates"] = self._false_positives(manifest, held_traces)
@@ -303,7 +302,7 @@ class BundleMaker:
             "calibration": f"{len(accounts)} accounts of up to {plan.queries:,} queries on "
             f"{len(self.splits.calibration):,} other images",
             "holdout": f"{len(held)} accounts of up to {plan.queries:,} queries on {len(self.splits.holdout):,} "
-            "images of their own, two kinds of accounts among them that calibration had not seen",
+            "images of their own",
         }
         return manifest, {f"evidence-{name}": model.tensors() for name, model in models.items()}
 
