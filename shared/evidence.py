@@ -134,12 +134,39 @@ class EvidenceModel:
         return np.where(np.isnan(scores)[:, None, :], np.nan, values)
 
 
+Sums = NDArray[np.float64]
+"""[..., P, S, B]: R for each profile, statistic and bet size; leading axes are accounts, where there are many."""
+
+
+def advance(sums: Sums, e_values: NDArray[np.float64]) -> Sums:
+    """The sums after one more query of each account.
+
+    Args:
+        sums: [..., P, S, B].
+        e_values: [..., P, S]; where NaN, the sum stays as it is (the query says nothing).
+    """
+    bets = 1 - BET_SIZES + BET_SIZES * e_values[..., None]
+    grown = np.where(np.isnan(bets), sums, np.minimum(bets * (sums + 1.0), LARGEST_R))
+    by_profile = grown.mean(axis=(-2, -1))
+    # Below 1 a sum says nothing, so the leash hangs no lower.
+    limit = LEASH * np.maximum(by_profile.min(axis=-1, keepdims=True), 1.0)
+    if (by_profile > limit).any():
+        grown = grown * np.minimum(1.0, limit / np.maximum(by_profile, limit))[..., None, None]
+    return grown
+
+
+def log_by_profile(sums: Sums) -> NDArray[np.float32]:
+    """[..., P], natural logarithm of R averaged over statistics and bet sizes; floored at 0, where it says nothing."""
+    logarithms: NDArray[np.float64] = np.log(np.maximum(sums.mean(axis=(-2, -1)), 1.0))
+    return logarithms.astype(np.float32)
+
+
 class EvidenceState:
     """The Shiryaev-Roberts sums of one account: R for each profile, statistic and bet size."""
 
     __slots__ = ("sums",)
 
-    def __init__(self, sums: NDArray[np.float64]) -> None:
+    def __init__(self, sums: Sums) -> None:
         self.sums = sums
         """[P, S, B]"""
 
@@ -154,23 +181,12 @@ class EvidenceState:
         Args:
             e_values: [n, P, S]; where NaN, the sum stays as it is (the query says nothing).
         """
-        sums = self.sums
-        silent = np.isnan(e_values)
-        bets = 1 - BET_SIZES + BET_SIZES * e_values[..., None]
-        for row in range(len(bets)):
-            grown = np.minimum(bets[row] * (sums + 1.0), LARGEST_R)
-            sums = np.where(silent[row][..., None], sums, grown)
-            by_profile = sums.mean(axis=(1, 2))
-            # Below 1 a sum says nothing, so the leash hangs no lower.
-            limit = LEASH * max(float(by_profile.min()), 1.0)
-            if by_profile.max() > limit:
-                sums = sums * np.minimum(1.0, limit / np.maximum(by_profile, limit))[:, None, None]
-        self.sums = sums
+        for row in e_values:
+            self.sums = advance(self.sums, row)
 
     def log_evidence(self) -> NDArray[np.float32]:
-        """[P], natural logarithm of R averaged over statistics and bet sizes; floored at 0, where it says nothing."""
-        logarithms: NDArray[np.float64] = np.log(np.maximum(self.sums.mean(axis=(1, 2)), 1.0))
-        return logarithms.astype(np.float32)
+        """[P], as `log_by_profile`."""
+        return log_by_profile(self.sums)
 
 
 def combine(log_evidence: Sequence[NDArray[np.float32]], detectors: int) -> float:
@@ -188,7 +204,11 @@ def combine(log_evidence: Sequence[NDArray[np.float32]], detectors: int) -> floa
     """
     if len(log_evidence) > detectors:
         raise ValueError(f"{len(log_evidence)} detectors spoke where there are {detectors}")
-    if not log_evidence:
-        return 0.0
-    sums = np.exp(np.stack([np.asarray(vector, dtype=np.float64) for vector in log_evidence])).sum(axis=0) / detectors
-    return float(np.log(max(float(sums.min()), 1.0)))
+    return float(combined(np.stack(log_evidence), detectors)) if log_evidence else 0.0
+
+
+def combined(log_evidence: NDArray[np.float32], detectors: int) -> NDArray[np.float64]:
+    """`combine` for many accounts at once: [spoken detectors, ..., P] to [...]."""
+    sums = np.exp(log_evidence.astype(np.float64)).sum(axis=0) / detectors
+    logarithms: NDArray[np.float64] = np.log(np.maximum(sums.min(axis=-1), 1.0))
+    return logarithms
