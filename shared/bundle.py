@@ -115,6 +115,27 @@ class EvidenceSection(_Section):
     """Longest account tried, in queries."""
 
 
+class CalibrationSection(_Section):
+    """The honest accounts that thresholds come from; with the data they can be drawn again."""
+
+    accounts: Count
+    queries: Count
+    """Of each."""
+    seed: int
+    holdout_accounts: Count
+    holdout_queries: Count
+    holdout_seed: int
+
+
+class Rate(_Section):
+    """A share that was counted."""
+
+    share: Probability
+    lower: Probability
+    upper: Probability
+    """Limits, each held with one-sided confidence 95%: Clopper-Pearson for accounts, a bootstrap for queries."""
+
+
 class Manifest(_Section):
     """`bundle.json`."""
 
@@ -126,9 +147,10 @@ class Manifest(_Section):
     similarity: SimilaritySection
     likelihood: LikelihoodSection
     evidence: EvidenceSection
+    calibration: CalibrationSection
     data: dict[str, str]
     """What each split was, for people."""
-    false_positive_rates: dict[str, Probability]
+    false_positive_rates: dict[str, Rate]
     """Reached on held-out honest streams, by rule."""
     seed: int
     files: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+\.safetensors$")], str]

@@ -23,12 +23,13 @@ from safetensors.numpy import load, save
 
 from shared.bundle import Bundle, BundleError
 from shared.evidence import EvidenceModel, EvidenceState
+from shared.novelty import Novelty, thumbnails
 from shared.rows import Rows, RowsChanges, RowsLayout
 
 Features: TypeAlias = dict[str, NDArray[Any]]
 """Columns of equal length n, one row a query; what `score` hands to `step`."""
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 REPEAT_MEMORY = RowsLayout(shape=(), dtype=np.uint64, capacity=16_384, chunk_rows=512)
 """Digests of an account's inputs: an exact repeat within this many queries (a client's retry) is no evidence."""
 
@@ -43,6 +44,8 @@ class Statistic:
 
     name: str
     suspicious_when_high: bool
+    of_history: bool = False
+    """Whether it compares the query with earlier ones; one of the query alone is no news where the query is none."""
 
 
 def orient(statistics: Sequence[Statistic], values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -115,6 +118,7 @@ class State(Generic[MemoryType]):
     digests: Rows
     known: set[int]
     """The digests of `digests`, for look-up."""
+    novelty: Novelty
     evidence: EvidenceState
     memory: MemoryType
 
@@ -217,13 +221,13 @@ class Detector(ABC, Generic[MemoryType]):
     # ---- the same for every detector ----
 
     def features(self, inputs: NDArray[np.uint8], logits: NDArray[np.float32]) -> Features:
-        """`score`, with the digest of each input beside it.
+        """`score`, with the digest and the thumbnail of each input beside it.
 
         Raises:
             ValueError: the shapes are not those of the bundle.
         """
         features = self.score(inputs, logits)
-        features["digest"] = input_digests(inputs)
+        features["digest"], features["thumbnail"] = input_digests(inputs), thumbnails(inputs)
         return features
 
     def initial(self) -> State[MemoryType]:
@@ -233,6 +237,7 @@ class Detector(ABC, Generic[MemoryType]):
             repeats=0,
             digests=Rows(REPEAT_MEMORY),
             known=set(),
+            novelty=Novelty(len(self.statistics)),
             evidence=EvidenceState.initial(self.evidence),
             memory=self.initial_memory(),
         )
@@ -250,9 +255,10 @@ class Detector(ABC, Generic[MemoryType]):
             rows: which of them are the account's, in order; all where None.
         """
         rows = np.arange(len(features["digest"])) if rows is None else rows
-        values, history = self.replay(state, features, rows)
+        values, history, news = self.replay(state, features, rows)
         if len(values):
-            state.evidence.absorb(self.evidence.e_values(orient(self.statistics, values), history))
+            scores = np.where(news, orient(self.statistics, values), np.nan)
+            state.evidence.absorb(self.evidence.e_values(scores, history))
         observation = Observation(
             queries=state.queries,
             repeats=state.repeats,
@@ -263,14 +269,16 @@ class Detector(ABC, Generic[MemoryType]):
 
     def replay(
         self, state: State[MemoryType], features: Features, rows: NDArray[np.intp]
-    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.bool_]]:
         """The part of `step` before evidence, which calibration needs alone: memory and counters move, evidence stays.
 
         Returns:
-            Values [m, S] and history sizes [m] of the m rows that are not repeats.
+            Values [m, S], history sizes [m], and whether each value is news [m, S], of the m rows that are not repeats.
         """
         values: list[tuple[float, ...]] = []
         history: list[int] = []
+        news: list[NDArray[np.bool_]] = []
+        of_history = np.array([statistic.of_history for statistic in self.statistics])
         for row in rows.tolist():
             state.queries += 1
             digest = int(features["digest"][row])
@@ -279,9 +287,15 @@ class Detector(ABC, Generic[MemoryType]):
                 continue
             history.append(state.queries - state.repeats - 1)
             values.append(self.observe(state.memory, features, row))
+            scores = orient(self.statistics, np.array(values[-1])).astype(np.float32)
+            news.append(state.novelty.news(features["thumbnail"][row], scores) | of_history)
             self._remember(state, digest)
         shape = (len(values), len(self.statistics))
-        return np.array(values, dtype=np.float64).reshape(shape), np.array(history, dtype=np.int64)
+        return (
+            np.array(values, dtype=np.float64).reshape(shape),
+            np.array(history, dtype=np.int64),
+            np.array(news, dtype=np.bool_).reshape(shape),
+        )
 
     @staticmethod
     def _remember(state: State[MemoryType], digest: int) -> None:
@@ -304,6 +318,7 @@ class Detector(ABC, Generic[MemoryType]):
             "counts": np.array([state.queries, state.repeats], dtype=np.int64),
             "evidence": state.evidence.sums,
         }
+        arrays |= {f"novelty.{name}": array for name, array in state.novelty.arrays().items()}
         arrays |= {f"memory.{name}": array for name, array in state.memory.arrays().items()}
         changes: dict[str, RowsChanges] = {"digests": state.digests.take_changes()}
         changes |= {name: rows.take_changes() for name, rows in state.memory.rows().items()}
@@ -359,6 +374,8 @@ class Detector(ABC, Generic[MemoryType]):
         state.digests = restored.pop("digests")
         state.known = set(state.digests.array.tolist())
         state.evidence = EvidenceState(arrays["evidence"].copy())
+        prefix = "novelty."
+        state.novelty = Novelty.restore({k.removeprefix(prefix): a for k, a in arrays.items() if k.startswith(prefix)})
         memory = {name.removeprefix("memory."): a.copy() for name, a in arrays.items() if name.startswith("memory.")}
         state.memory.restore(memory, restored)
         return state
@@ -369,6 +386,6 @@ def _load_head(head: bytes) -> dict[str, NDArray[Any]]:
         arrays = load(head)
     except SafetensorError as error:
         raise StateError(f"the head of a state cannot be read: {error}") from error
-    if missing := {"version", "fingerprint", "counts", "evidence", "rows.digests"} - arrays.keys():
+    if missing := {"version", "fingerprint", "counts", "evidence", "novelty.count", "rows.digests"} - arrays.keys():
         raise StateError(f"the head of a state has no {', '.join(sorted(missing))}")
     return arrays

@@ -97,7 +97,10 @@ def _summary(document: dict[str, Any], manifest: Manifest) -> str:
         f"evidence: threshold 10^{evidence.log_threshold / math.log(10):.1f}; {evidence.alarmed} of "
         f"{evidence.accounts} honest accounts of up to {evidence.queries_an_account:,} queries reach it "
         f"(95% confidence: at most {evidence.alarm_rate_upper:.1%})",
-        *(f"false positives, {rule}: {rate:.2%}" for rule, rate in manifest.false_positive_rates.items()),
+        *(
+            f"false positives, {rule}: {rate.share:.2%} ({rate.lower:.2%} to {rate.upper:.2%})"
+            for rule, rate in manifest.false_positive_rates.items()
+        ),
         f"serve it with PORTCULLIS_BUNDLE={document['bundle']}",
     ]
     return "\n".join(lines)

@@ -92,7 +92,9 @@ class PradaDetector(Detector[PradaMemory]):
     """
 
     name: ClassVar[str] = "prada"
-    statistics: ClassVar[tuple[Statistic, ...]] = (Statistic("class_distance", suspicious_when_high=False),)
+    statistics: ClassVar[tuple[Statistic, ...]] = (
+        Statistic("class_distance", suspicious_when_high=False, of_history=True),
+    )
 
     def __init__(
         self,

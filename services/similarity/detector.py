@@ -1,4 +1,4 @@
-"""Similar pairs (TR 2021-126, section VI-A); steepness and distance to the honest reference beside them."""
+"""Similar pairs (TR 2021-126, section VI-A); steepness, the honest reference and traces of crafting beside them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,14 @@ from shared.neighbours import NeighbourIndex, ReferenceIndex
 from shared.networks import bundle_network, image_shape, in_fixed_batches
 from shared.rows import Rows, RowsLayout
 
+STATISTICS = (
+    Statistic("pair_distance", suspicious_when_high=False, of_history=True),
+    Statistic("steepness", suspicious_when_high=True, of_history=True),
+    Statistic("steepness_where_close", suspicious_when_high=True, of_history=True),
+    Statistic("reference_distance", suspicious_when_high=True),
+    Statistic("crafted", suspicious_when_high=True),
+)
+
 
 class SimilarityMemory(Memory):
     """Feature vectors, and the latest inputs with their answers, of one account.
@@ -30,7 +38,7 @@ class SimilarityMemory(Memory):
 
     def __init__(self, layouts: Mapping[str, RowsLayout]) -> None:
         self.pairs = 0
-        self.latest = np.full(4, np.nan)
+        self.latest = np.full(len(STATISTICS), np.nan)
         self.vectors = Rows(layouts["vectors"])
         self.inputs = Rows(layouts["inputs"])
         self.logits = Rows(layouts["logits"])
@@ -71,17 +79,12 @@ class SimilarityDetector(Detector[SimilarityMemory]):
     A pair is a query and its nearest earlier one of the account, closer than delta in the encoder's space. Beside it,
     as evidence: the distance itself; *steepness*, the change of the centred logits over the change of the input from
     the nearest earlier input of the latest `steepness_window` (crafted queries follow the gradient, photographs do
-    not), once over all and once where that input is close; and the distance to the honest reference, the k-th nearest
-    of a fixed set of honest images in the reference encoder's space.
+    not), once over all and once where that input is close; the distance to the honest reference, the k-th nearest of a
+    fixed set of honest images in the reference encoder's space; and that encoder's log-odds of a crafted image.
     """
 
     name: ClassVar[str] = "similarity"
-    statistics: ClassVar[tuple[Statistic, ...]] = (
-        Statistic("pair_distance", suspicious_when_high=False),
-        Statistic("steepness", suspicious_when_high=True),
-        Statistic("steepness_where_close", suspicious_when_high=True),
-        Statistic("reference_distance", suspicious_when_high=True),
-    )
+    statistics: ClassVar[tuple[Statistic, ...]] = STATISTICS
 
     def __init__(
         self,
@@ -132,11 +135,13 @@ class SimilarityDetector(Detector[SimilarityMemory]):
         check_inputs(inputs, self.model.input_shape)
         check_logits(logits, len(inputs), len(self.model.classes))
         features = in_fixed_batches(lambda x: both(self.similarity, self.reference, x), inputs)
-        vectors, reference = np.split(features, [SimilarityEncoder.DIMENSIONS], axis=1)
+        ends = np.cumsum([SimilarityEncoder.DIMENSIONS, ReferenceEncoder.DIMENSIONS])
+        vectors, reference, crafted = np.split(features, ends, axis=1)
         return {
             # Half precision halves the state; rounding here makes the index and the stored rows agree.
             "vector": vectors.astype(np.float16),
             "reference_distance": self.honest.distances(reference, self.section.reference_neighbour),
+            "crafted": crafted[:, 0],
             "image": inputs.reshape(len(inputs), -1),
             "logits": logits - logits.mean(axis=1, keepdims=True),
         }
@@ -167,7 +172,8 @@ class SimilarityDetector(Detector[SimilarityMemory]):
         nearest = pair_distance if np.isfinite(pair_distance) else float("nan")
         memory.pairs += nearest < self.section.delta
         memory.remember(vector, image, logits)
-        values = (nearest, steepness, close, float(features["reference_distance"][row]))
+        stateless = (float(features[name][row]) for name in ("reference_distance", "crafted"))
+        values = (nearest, steepness, close, *stateless)
         memory.latest = np.array(values)
         return values
 

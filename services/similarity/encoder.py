@@ -46,10 +46,12 @@ class SimilarityEncoder(nn.Module):
 
 
 class ReferenceEncoder(nn.Module):
-    """Images to normalised penultimate features [n, 128] of a classifier that was trained on varied photographs.
+    """Two looks at an image that need no history, by one network.
 
-    An honest query lies near honest ones in this space (Sun et al., Out-of-distribution detection with deep nearest
-    neighbors, 2022), and cameras matter little, since training varied gain, gamma, shift and noise.
+    Normalised penultimate features [n, 128] of a classifier that was trained on varied photographs: an honest query
+    lies near honest ones in this space (Sun et al., Out-of-distribution detection with deep nearest neighbors, 2022),
+    and cameras matter little, since training varied them. And how crafted an image looks: the log-odds that somebody
+    moved its pixels along a gradient (Metzen et al., On detecting adversarial perturbations, 2017).
     """
 
     DIMENSIONS = 128
@@ -57,25 +59,27 @@ class ReferenceEncoder(nn.Module):
     def __init__(self, shape: ImageShape, classes: int) -> None:
         super().__init__()
         channels, height, width = shape
-        flat, features = flattened(64, height // 4, width // 4)
+        flat, size = flattened(64, height // 4, width // 4)
         self.trunk = nn.Sequential(
             nn.Conv2d(channels, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.MaxPool2d(2),
             nn.Conv2d(32, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(64, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(),
-            flat, nn.Dropout(0.3), nn.Linear(features, self.DIMENSIONS), nn.ReLU(), nn.Dropout(0.3),
+            nn.Conv2d(64, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(), flat,
         )  # fmt: skip
+        self.features = nn.Sequential(nn.Dropout(0.3), nn.Linear(size, self.DIMENSIONS), nn.ReLU(), nn.Dropout(0.3))
         self.head = nn.Linear(self.DIMENSIONS, classes)
+        self.crafted = nn.Sequential(nn.Dropout(0.3), nn.Linear(size, 64), nn.ReLU(), nn.Linear(64, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features [n, 128] of unit length."""
-        return functional.normalize(self.trunk(images), dim=1)
+        """[n, 128 + 1]: features of unit length, and the log-odds that the image is crafted."""
+        hidden = self.trunk(images)
+        return torch.cat([functional.normalize(self.features(hidden), dim=1), self.crafted(hidden)], dim=1)
 
-    def classify(self, images: Tensor) -> Tensor:
-        """Logits [n, classes]."""
-        logits: Tensor = self.head(self.trunk(images))
-        return logits
+    def classify(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [n, classes] and log-odds [n] of being crafted, for training."""
+        hidden = self.trunk(images)
+        return self.head(self.features(hidden)), self.crafted(hidden)[:, 0]
 
 
 def both(similarity: SimilarityEncoder, reference: ReferenceEncoder, images: Tensor) -> Tensor:
-    """[n, 256 + 128], both networks' features side by side."""
+    """[n, 256 + 128 + 1], both networks' outputs side by side."""
     return torch.cat([similarity(images), reference(images)], dim=1)

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from shared.cameras import Images, photograph, varied_shots
 
 
 def _uniform(n: int, low: float, high: float) -> Tensor:
     return torch.empty(n, 1, 1, 1).uniform_(low, high)
 
 
-def varied_photographs(images: Tensor) -> Tensor:
-    """[n, c, h, w] in [0, 1] by cameras of varied gain, gamma, noise and aim: the range of `shared.population`."""
-    n = len(images)
-    noise = torch.randn_like(images) * _uniform(n, 0.0, 0.06) * (torch.rand(n, 1, 1, 1) < 0.5)
-    varied = (_uniform(n, 0.55, 1.15) * images ** _uniform(n, 0.7, 1.5) + noise).clamp(0, 1)
-    moved = transformed(varied, shift=2 / images.shape[-1])
-    plain = torch.rand(n, 1, 1, 1) < 0.3
-    return torch.where(plain, images, moved)
+def varied_photographs(images: Images, random: np.random.Generator, plain: float = 0.3) -> Images:
+    """Each of [n, ...] images by a camera of its own, a share of them left as they are."""
+    varied = photograph(images, varied_shots(len(images), random), random)
+    return np.where((random.random(len(images)) < plain)[:, None, None, None], images, varied)
 
 
 def transformed(images: Tensor, degrees: float = 0.0, shift: float = 0.0, scale: float = 0.0) -> Tensor:

@@ -1,44 +1,240 @@
-"""Adversarial samples of the defender's own making: for T and lambda (AMAO, section 5.3) and for the encoder."""
+"""Malicious samples of the defender's own making, at every strength: what an attacker's copy would make him send.
+
+Three uses: a hundred of them validate T and lambda (AMAO, section 5.3), many teach the victim to doubt what nobody
+photographed, and the reference encoder to tell a crafted query from a photograph. No attack of services.redteam is
+used: the detectors are judged by those, and must not know them.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich.progress import Progress
 from torch import Tensor, nn
 from torch.nn import functional
 
+from shared.cameras import Images, photograph, varied_shots
 from shared.datasets import Dataset
-from shared.networks import images
+from shared.networks import device, images
+
+COPIES = 12
+"""Substitute models; each has an architecture, a training set and so gradients of its own."""
+FEWEST_QUERIES, MOST_QUERIES = 50, 5_000
+"""Labelled by the victim for each copy, drawn log-uniformly."""
+COPY_STEPS = 300
+WEAKEST, STRONGEST = 2 / 255, 0.35
+"""Radius of a perturbation, drawn log-uniformly: L-infinity norm, or root mean square for the L2 ones."""
+MOST_STEPS = 12
+MOST_ROUNDS = 3
+"""Jacobian augmentation crafts from what was crafted before."""
+CRAFTED_AT_ONCE = 256
+REPHOTOGRAPHED = 0.4
+"""Share that a camera of its own then changes, as an attacker does who blinds his queries (TR 2021-126, VII-A)."""
+BLENDED, SYNTHETIC = 0.1, 0.1
+"""Shares of blends of two images (binary search for a border) and of images from a generator that saw none."""
+
+CopyBuilder = Callable[[tuple[int, ...], int], nn.Module]
 
 
-def crafted(
-    victim: nn.Module, data: Dataset, samples: int, seed: int, steps: int = 4, epsilon: float = 0.1
-) -> NDArray[np.uint8]:
-    """[samples, ...] images after targeted iterative FGSM with a random class at each step (AMAO eq. 4).
+def _flat(trunk: nn.Module, shape: tuple[int, ...]) -> int:
+    with torch.no_grad():
+        return int(trunk(torch.zeros(1, *shape)).flatten(1).shape[1])
 
-    The defender has the victim itself, so no substitute is trained; an attacker's samples are at most as good.
+
+def _convolutional(kernel: int, stride: int, pool: int, activation: type[nn.Module]) -> CopyBuilder:
+    def build(shape: tuple[int, ...], classes: int) -> nn.Module:
+        trunk = nn.Sequential(
+            nn.Conv2d(shape[0], 16, kernel, stride, kernel // 2), activation(), nn.MaxPool2d(pool),
+            nn.Conv2d(16, 32, kernel, stride, kernel // 2), activation(), nn.MaxPool2d(pool), nn.Flatten(),
+        )  # fmt: skip
+        return nn.Sequential(trunk, nn.Linear(_flat(trunk, shape), 64), activation(), nn.Linear(64, classes))
+
+    return build
+
+
+def _perceptron(shape: tuple[int, ...], classes: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(shape)), 128), nn.ReLU(), nn.Linear(128, classes))
+
+
+COPY_BUILDERS: tuple[CopyBuilder, ...] = (
+    _convolutional(5, 2, 1, nn.ReLU),
+    _convolutional(3, 1, 2, nn.ReLU),
+    _convolutional(5, 1, 2, nn.Tanh),
+    _perceptron,
+)
+
+
+def _copy(build: CopyBuilder, data: Dataset, queries: int, random: np.random.Generator) -> nn.Module:
+    """A substitute model that learnt the labels of `queries` images; the victim's are hardly different."""
+    rows = random.choice(len(data), min(queries, len(data)), replace=False)
+    classes = int(data.labels.max()) + 1
+    inputs, labels = images(data.images[rows]), torch.from_numpy(data.labels[rows]).to(device())
+    network = build(data.images.shape[1:], classes).to(device()).train()
+    optimiser = torch.optim.Adam(network.parameters(), lr=1e-3)
+    for _ in range(COPY_STEPS):
+        batch = torch.from_numpy(random.integers(0, len(rows), 64)).to(device())
+        optimiser.zero_grad()
+        functional.cross_entropy(network(inputs[batch]), labels[batch]).backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+    return network.eval().requires_grad_(False)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How n images are crafted, each in its own way; every field is [n], broadcast over pixels where it has four axes.
+
+    Attributes:
+        radius: [n, 1, 1, 1].
+        step: [n, 1, 1, 1].
+        euclidean: [n, 1, 1, 1] bool; steps along the gradient in an L2 ball, not along its sign in an L-infinity one.
+        noisy_start: [n, 1, 1, 1] bool.
+        targeted: [n] bool; away from the label where not.
+        redrawn: [n] bool; another random target at each step (JBDA-TR).
+        steps: of all of them.
+    """
+
+    radius: Tensor
+    step: Tensor
+    euclidean: Tensor
+    noisy_start: Tensor
+    targeted: Tensor
+    redrawn: Tensor
+    steps: int
+
+    @classmethod
+    def drawn(cls, n: int, random: np.random.Generator, strongest: float = STRONGEST) -> Recipe:
+        """Any way of crafting, at any strength."""
+
+        def columns(values: NDArray[np.generic]) -> Tensor:
+            return torch.from_numpy(values).to(device())[:, None, None, None]
+
+        steps = int(random.integers(1, MOST_STEPS + 1))
+        radius = np.exp(random.uniform(np.log(WEAKEST), np.log(strongest), n)).astype(np.float32)
+        overshoot = random.uniform(1.0, 2.0, n).astype(np.float32)
+        return cls(
+            radius=columns(radius),
+            step=columns(radius * overshoot / np.float32(steps)),
+            euclidean=columns(random.random(n) < 0.3),
+            noisy_start=columns(random.random(n) < 0.3),
+            targeted=torch.from_numpy(random.random(n) < 0.75).to(device()),
+            redrawn=torch.from_numpy(random.random(n) < 0.4).to(device()),
+            steps=steps,
+        )
+
+
+def craft(network: nn.Module, origin: Tensor, labels: Tensor, recipe: Recipe, random: np.random.Generator) -> Tensor:
+    """Projected gradient steps on a network, from [n, ...] images in [0, 1] to images in the recipe's balls.
 
     Args:
-        victim: classifier of images in [0, 1].
-        data: natural images to start from.
+        network: whose gradient is followed.
+        origin: where the n images start.
+        labels: [n], the victim's.
+        recipe: of each.
+        random: of starts and targets.
+    """
+    with torch.no_grad():
+        logits = network(origin)
+    n, classes = logits.shape
+    logits[torch.arange(n), labels] = -torch.inf
+    rank = torch.from_numpy(random.integers(0, min(3, classes - 1), n)).to(origin.device)
+    likely = logits.topk(min(3, classes - 1), dim=1).indices[torch.arange(n), rank]
+    noise = torch.from_numpy(random.uniform(-1, 1, origin.shape).astype(np.float32)).to(origin.device)
+    current = torch.where(recipe.noisy_start, (origin + recipe.radius * noise).clamp(0, 1), origin)
+    sign = torch.where(recipe.targeted, 1.0, -1.0)
+    for _ in range(recipe.steps):
+        drawn = (labels + torch.from_numpy(random.integers(1, classes, n)).to(origin.device)) % classes
+        targets = torch.where(recipe.targeted, torch.where(recipe.redrawn, drawn, likely), labels)
+        current = current.detach().requires_grad_(True)
+        losses = functional.cross_entropy(network(current), targets, reduction="none")
+        (gradient,) = torch.autograd.grad((losses * sign).sum(), current)
+        direction = torch.where(recipe.euclidean, gradient / _rms(gradient), gradient.sign())
+        change = current.detach() - recipe.step * direction - origin
+        within = torch.minimum(torch.maximum(change, -recipe.radius), recipe.radius)
+        shorter = change * (recipe.radius / _rms(change)).clamp(max=1.0)
+        current = (origin + torch.where(recipe.euclidean, shorter, within)).clamp(0, 1)
+    return current.detach()
+
+
+def _rms(images_or_changes: Tensor) -> Tensor:
+    """[n, 1, 1, 1] root mean square; never zero."""
+    return images_or_changes.square().flatten(1).mean(1).sqrt().clamp_min(1e-12)[:, None, None, None]
+
+
+def _quantised(pixels: Tensor) -> Images:
+    result: Images = (pixels * 255.0).round().to(torch.uint8).cpu().numpy()
+    return result
+
+
+def _blended(data: Dataset, n: int, random: np.random.Generator) -> Images:
+    """Between two images, as a binary search for a border sends them."""
+    first, second = (data.images[random.choice(len(data), n)].astype(np.float32) for _ in range(2))
+    share = random.uniform(0.2, 0.8, (n, 1, 1, 1)).astype(np.float32)
+    blend: Images = np.rint(share * first + (1 - share) * second).astype(np.uint8)
+    return blend
+
+
+def _synthetic(shape: tuple[int, ...], n: int, random: np.random.Generator) -> Images:
+    """From an untrained generator: noise, upsampled and mixed by random convolutions."""
+    channels, height, width = shape
+    generator = torch.Generator().manual_seed(int(random.integers(2**62)))
+    coarse = 2 ** int(random.integers(0, 4))
+    hidden = torch.randn(n, 16, -(-height // coarse), -(-width // coarse), generator=generator)
+    grown = functional.interpolate(hidden, size=(height, width), mode="bilinear", align_corners=False)
+    kernel = torch.randn(channels, 16, 3, 3, generator=generator) / 12.0
+    mixed = functional.conv2d(grown, kernel * float(random.uniform(0.5, 4.0)), padding=1)
+    return _quantised(torch.sigmoid(mixed + float(random.uniform(-2.0, 1.0))))
+
+
+def crafted_images(data: Dataset, samples: int, seed: int, progress: Progress | None = None) -> Images:
+    """[samples, ...] malicious images of every kind and strength.
+
+    Args:
+        data: natural images to start from and to train the copies on.
         samples: how many.
-        seed: of start and targets.
-        steps: of FGSM.
-        epsilon: largest change of a pixel, over all steps.
+        seed: everything that is drawn is a function of it.
+        progress: shows a bar.
     """
     random = np.random.default_rng(seed)
-    rows = random.choice(len(data), size=samples, replace=False)
-    current = images(data.images[rows])
-    classes = int(data.labels.max()) + 1
-    for _ in range(steps):
-        current = current.detach().requires_grad_(True)
-        targets = torch.from_numpy(random.integers(classes, size=samples)).to(current.device)
-        loss = functional.cross_entropy(victim(current), targets)
-        (gradient,) = torch.autograd.grad(loss, current)
-        current = (current - epsilon / steps * gradient.sign()).clamp(0, 1)
-    result: NDArray[np.uint8] = (current.detach() * 255).round().to(torch.uint8).cpu().numpy()
-    return result
+    task = progress.add_task("malicious samples", total=COPIES + samples) if progress else None
+    copies = []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for number in range(COPIES):
+            queries = int(np.exp(random.uniform(np.log(FEWEST_QUERIES), np.log(MOST_QUERIES))))
+            copies.append(_copy(COPY_BUILDERS[number % len(COPY_BUILDERS)], data, queries, random))
+            if progress and task is not None:
+                progress.advance(task)
+    parts: list[Images] = []
+    made = 0
+    while made < samples:
+        # Few samples, too, are of many kinds.
+        n = min(CRAFTED_AT_ONCE, samples - made, max(samples // 20, 1))
+        kind = random.random()
+        if kind < BLENDED:
+            part = _blended(data, n, random)
+        elif kind < BLENDED + SYNTHETIC:
+            part = _synthetic(data.images.shape[1:], n, random)
+        else:
+            part = _perturbed(copies[random.integers(len(copies))], data, n, random)
+        if random.random() < REPHOTOGRAPHED:
+            part = photograph(part, varied_shots(n, random), random)
+        parts.append(part)
+        made += n
+        if progress and task is not None:
+            progress.advance(task, n)
+    return np.concatenate(parts)
+
+
+def _perturbed(copy: nn.Module, data: Dataset, n: int, random: np.random.Generator) -> Images:
+    rows = random.choice(len(data), n, replace=n > len(data))
+    current, labels = data.images[rows], torch.from_numpy(data.labels[rows]).to(device())
+    for _ in range(int(random.integers(1, MOST_ROUNDS + 1))):
+        current = _quantised(craft(copy, images(current), labels, Recipe.drawn(n, random), random))
+    return current
 
 
 def linf_pgd(

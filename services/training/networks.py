@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -20,15 +19,20 @@ from services.training.augment import positives, transformed, varied_photographs
 from services.training.checkpoint import load_checkpoint, save_checkpoint
 from services.training.malicious import linf_pgd
 from services.training.recipes import Recipe
+from shared.cameras import Images
 from shared.datasets import Dataset
 from shared.networks import ImageShape, device, images
 
+EXPOSURE = 0.5
+"""Weight of the victim's doubt about crafted images beside the loss of honest ones."""
 MARGIN_SQUARED = 10.0
 """m^2 of the contrastive loss (TR 2021-126, eq. 6: m = sqrt(10) suffices)."""
 
 NetworkType = TypeVar("NetworkType", bound=nn.Module)
 Loss = Callable[[Tensor, Tensor], Tensor]
 """From images [n, ...] and labels [n] to the loss."""
+Augment = Callable[[Images, np.random.Generator], Images]
+"""From images [n, ...] to others of the same shape."""
 
 
 def shape_of(data: Dataset) -> ImageShape:
@@ -37,16 +41,19 @@ def shape_of(data: Dataset) -> ImageShape:
     return channels, height, width
 
 
-def _batches(data: Dataset, size: int, random: np.random.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(
+    data: Dataset, size: int, random: np.random.Generator, augment: Augment | None
+) -> Iterator[tuple[Tensor, Tensor]]:
     order = random.permutation(len(data))
     for start in range(0, len(data) - size + 1, size):
         rows = order[start : start + size]
-        yield images(data.images[rows]), torch.from_numpy(data.labels[rows]).to(device())
+        batch = data.images[rows]
+        yield images(augment(batch, random) if augment else batch), torch.from_numpy(data.labels[rows]).to(device())
 
 
 def _train(
     network: NetworkType, name: str, data: Dataset, loss: Loss, recipe: Recipe, seed: int, progress: Progress,
-    checkpoint: Path,
+    checkpoint: Path, augment: Augment | None = None,
 ) -> NetworkType:  # fmt: skip
     """Train from where `checkpoint` left off; it is written after each epoch.
 
@@ -63,7 +70,7 @@ def _train(
     for epoch in range(done, recipe.epochs):
         drawn = np.random.SeedSequence((seed, epoch))
         torch.manual_seed(int(drawn.generate_state(1)[0]))
-        for x, y in _batches(data, batch, np.random.default_rng(drawn)):
+        for x, y in _batches(data, batch, np.random.default_rng(drawn), augment):
             optimiser.zero_grad()
             with device():  # where augmentations draw
                 value = loss(x, y)
@@ -76,11 +83,19 @@ def _train(
     return network.eval()
 
 
+def _some(pool: Images, count: int) -> Tensor:
+    return images(pool[torch.randint(len(pool), (count,)).cpu().numpy()])
+
+
 def train_victim(
     data: Dataset, architecture: str, classes: int, recipe: Recipe, mirror: bool, seed: int, progress: Progress,
-    checkpoints: Path,
+    checkpoints: Path, crafted: Images,
 ) -> nn.Module:  # fmt: skip
-    """The served model: cross-entropy, slight shifts, and mirror images where they are of the same class.
+    """The served model: a classifier of varied photographs that doubts what nobody photographed.
+
+    Crafted images are to get the same probability for every class (outlier exposure: Hendrycks et al., Deep anomaly
+    detection with outlier exposure, 2019; Kariyappa and Qureshi, 2020, for extraction). TMSP and steepness gain by it,
+    and what a thief asks teaches him less.
 
     Args:
         data: to learn from.
@@ -91,6 +106,7 @@ def train_victim(
         seed: the weights are a function of it, on one machine.
         progress: shows how far it is.
         checkpoints: folder in which an interrupted training is found again.
+        crafted: [m, ...] malicious images, of which each batch meets half as many as honest ones.
     """
     torch.manual_seed(seed)
     network = ARCHITECTURES[architecture](shape_of(data), classes)
@@ -98,27 +114,45 @@ def train_victim(
     def loss(x: Tensor, y: Tensor) -> Tensor:
         if mirror:
             x = torch.where(torch.rand(len(x), 1, 1, 1) < 0.5, x.flip(-1), x)
-        return functional.cross_entropy(network(transformed(x, shift=recipe.shift)), y)
+        if recipe.shift:
+            x = transformed(x, shift=recipe.shift)
+        logits = network(torch.cat([x, _some(crafted, len(x) // 2)]))
+        doubt = -functional.log_softmax(logits[len(x) :], dim=1).mean()
+        return functional.cross_entropy(logits[: len(x)], y) + EXPOSURE * doubt
 
-    return _train(
-        network, f"victim, {architecture}", data, loss, recipe, seed, progress, checkpoints / "victim.safetensors"
-    )
+    def varied(batch: Images, random: np.random.Generator) -> Images:
+        return varied_photographs(batch, random, plain=0.5)
+
+    path = checkpoints / "victim.safetensors"
+    return _train(network, f"victim, {architecture}", data, loss, recipe, seed, progress, path, varied)
 
 
 def train_reference(
-    data: Dataset, classes: int, epochs: int, seed: int, progress: Progress, checkpoints: Path
+    data: Dataset, classes: int, epochs: int, seed: int, progress: Progress, checkpoints: Path, crafted: Images
 ) -> ReferenceEncoder:
-    """The encoder of the honest reference: a classifier of varied photographs."""
+    """The reference encoder: a classifier of varied photographs that also tells them from crafted images.
+
+    Args:
+        data: honest images.
+        classes: of them.
+        epochs: passes over them.
+        seed: the weights are a function of it, on one machine.
+        progress: shows how far it is.
+        checkpoints: folder in which an interrupted training is found again.
+        crafted: [m, ...] malicious images, of which each batch meets half as many as honest ones.
+    """
     torch.manual_seed(seed)
     network = ReferenceEncoder(shape_of(data), classes)
 
     def loss(x: Tensor, y: Tensor) -> Tensor:
-        return functional.cross_entropy(network.classify(varied_photographs(x)), y)
+        malicious = _some(crafted, len(x) // 2)
+        logits, odds = network.classify(torch.cat([x, malicious]))
+        truth = torch.cat([torch.zeros(len(x)), torch.ones(len(malicious))])
+        suspicion = functional.binary_cross_entropy_with_logits(odds, truth)
+        return functional.cross_entropy(logits[: len(x)], y) + suspicion
 
-    recipe = Recipe(epochs, rate=2e-3)
-    return _train(
-        network, "reference encoder", data, loss, recipe, seed, progress, checkpoints / "reference.safetensors"
-    )
+    path, recipe = checkpoints / "reference.safetensors", Recipe(epochs, rate=2e-3)
+    return _train(network, "reference encoder", data, loss, recipe, seed, progress, path, varied_photographs)
 
 
 def train_similarity(
@@ -182,16 +216,3 @@ def train_likelihood(
 
     recipe = Recipe(epochs, rate=1e-3, batch=64)
     return _train(network, "VQ-VAE", data, loss, recipe, seed, progress, checkpoints / "likelihood.safetensors")
-
-
-def logits_of(network: nn.Module, inputs: np.ndarray, batch: int = 256) -> np.ndarray:
-    """[n, classes] float32 of a classifier."""
-    with torch.inference_mode():
-        parts = [network(images(inputs[start : start + batch])).cpu() for start in range(0, len(inputs), batch)]
-    return torch.cat(parts).numpy() if parts else np.empty((0, 0), dtype=np.float32)
-
-
-def accuracy(network: nn.Module, data: Dataset) -> float:
-    """Share of `data` that a classifier gets right."""
-    found = float((logits_of(network, data.images).argmax(1) == data.labels).mean())
-    return math.floor(found * 10_000) / 10_000

@@ -31,7 +31,8 @@ def detector(benign_mean: float = -1.0, beta: float = 2.0, warm_up: int = 50) ->
 
 def rules_of(detect: LikelihoodDetector, values: NDArray[np.float64]) -> list[Rule]:
     """What the rule says after each query of these log-likelihoods."""
-    features = {"log_likelihood": values, "digest": np.arange(len(values), dtype=np.uint64)}
+    unlike = np.arange(len(values), dtype=np.uint8)[:, None]
+    features = {"log_likelihood": values, "digest": np.arange(len(values), dtype=np.uint64), "thumbnail": unlike}
     state, rules = detect.initial(), []
     for row in range(len(values)):
         state, observation = detect.step(state, features, np.array([row]))

@@ -93,7 +93,7 @@ def test_the_first_query_of_a_class_has_no_distance_and_joins_its_set() -> None:
     detect = detector()
     features = detect.features(images, np.eye(CLASSES, dtype=np.float32)[[0, 1, 0]])
     state = detect.initial()
-    values, _ = detect.replay(state, features, np.arange(3))
+    values, *_ = detect.replay(state, features, np.arange(3))
     assert np.isnan(values[:2]).all()
     # Each pixel differs by 32 of 255, over 16 pixels.
     assert values[2, 0] == pytest.approx(4 * 32 / 255, rel=1e-6)
@@ -108,7 +108,7 @@ def test_a_query_closer_than_the_sets_threshold_is_measured_and_not_admitted() -
     detect = detector()
     features = detect.features(images, np.eye(CLASSES, dtype=np.float32)[[0, 0, 0, 0]])
     state = detect.initial()
-    values, _ = detect.replay(state, features, np.arange(4))
+    values, *_ = detect.replay(state, features, np.arange(4))
     np.testing.assert_allclose(values[1:, 0], [1.0, 1.0, 40 / 255], rtol=1e-6)
     assert state.memory.admission[0, 3] == pytest.approx(2 / 3 - math.sqrt(2) / 3)
     assert len(state.memory.members) == 3

@@ -15,9 +15,11 @@ SHAPES = [(1, 28, 28), (3, 32, 32), (3, 96, 64), (1, 16, 17), (3, 31, 30)]
 def test_every_network_takes_images_of_any_size(shape: tuple[int, int, int]) -> None:
     images = torch.rand(2, *shape)
     with torch.inference_mode():
-        for encoder in (SimilarityEncoder(shape, 5).eval(), ReferenceEncoder(shape, 5).eval()):
-            assert encoder(images).shape == (2, encoder.DIMENSIONS)
-            assert encoder.classify(images).shape == (2, 5)
+        similarity, reference = SimilarityEncoder(shape, 5).eval(), ReferenceEncoder(shape, 5).eval()
+        assert similarity(images).shape == (2, similarity.DIMENSIONS)
+        assert similarity.classify(images).shape == (2, 5)
+        assert reference(images).shape == (2, reference.DIMENSIONS + 1)
+        assert [output.shape for output in reference.classify(images)] == [(2, 5), (2,)]
         network = VectorQuantisedAutoencoder(shape[0]).eval()
         reconstructions, _ = network(images)
         assert reconstructions.shape == images.shape

@@ -63,9 +63,9 @@ def test_pairs_are_counted_as_brute_force_counts_them(detector: SimilarityDetect
     assert 30 < similar < 90
 
 
-def test_the_four_statistics_are_those_of_brute_force(detector: SimilarityDetector, account: Stream) -> None:
+def test_the_statistics_are_those_of_brute_force(detector: SimilarityDetector, account: Stream) -> None:
     features = detector.features(account.inputs, account.logits)
-    values, _ = detector.replay(detector.initial(), features, np.arange(len(account)))
+    values, *_ = detector.replay(detector.initial(), features, np.arange(len(account)))
     pixels = account.inputs.reshape(len(account), -1) / 255.0
     centred = account.logits - account.logits.mean(axis=1, keepdims=True)
     for row in range(len(account)):
@@ -75,6 +75,7 @@ def test_the_four_statistics_are_those_of_brute_force(detector: SimilarityDetect
         close = steepness if distance < detector.section.close else np.nan
         np.testing.assert_allclose(values[row, :3], [pair, steepness, close], rtol=1e-4, equal_nan=True)
     np.testing.assert_array_equal(values[:, 3], features["reference_distance"])
+    np.testing.assert_array_equal(values[:, 4], features["crafted"])
 
 
 def test_crafted_queries_are_steeper_than_honest_ones(detector: SimilarityDetector) -> None:
@@ -101,7 +102,7 @@ def test_steepness_looks_back_no_further_than_its_window(detector: SimilarityDet
     account = Stream(np.concatenate([far.inputs, again]), np.concatenate([far.logits, far.logits[:1]]))
     features = detector.features(account.inputs, account.logits)
     state = detector.initial()
-    values, _ = detector.replay(state, features, np.arange(301))
+    values, *_ = detector.replay(state, features, np.arange(301))
     pixels = account.inputs.reshape(301, -1) / 255.0
     kept = len(state.memory.inputs) - 1
     assert WINDOW <= kept <= WINDOW + 64

@@ -92,7 +92,8 @@ def calibrated(detector: Detector[Any], accounts: Sequence[Stream]) -> EvidenceM
 
 def _replay(detector: Detector[Any], account: Stream) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     features = detector.features(account.inputs, account.logits)
-    return detector.replay(detector.initial(), features, np.arange(len(account)))
+    values, history, news = detector.replay(detector.initial(), features, np.arange(len(account)))
+    return np.where(news, values, np.nan), history
 
 
 def detector_files(evidence: Mapping[str, EvidenceModel], seed: int = 7) -> Files:
@@ -101,7 +102,7 @@ def detector_files(evidence: Mapping[str, EvidenceModel], seed: int = 7) -> File
     reference = ReferenceEncoder(SHAPE, CLASSES).eval()
     with torch.inference_mode():
         pixels = torch.from_numpy(honest(99, 200).inputs).float() / 255.0
-        features = reference(pixels).numpy()
+        features = reference(pixels)[:, : ReferenceEncoder.DIMENSIONS].numpy()
     files: Files = {
         **untrained_files(seed),
         "similarity": network_tensors(SimilarityEncoder(SHAPE, CLASSES)),

@@ -7,10 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.training import calibration
-from services.training.calibration import TAILS, Trace, account_threshold, tail_thresholds
+from services.training import calibration, papers
+from services.training.calibration import TAILS, account_threshold, tail_thresholds
+from services.training.tracing import Trace, Traces
 from shared.datasets import load_splits
-from shared.evidence import EvidenceModel
+from shared.detection import Statistic
+from shared.evidence import EvidenceModel, EvidenceState, combine
 from shared.population import draw_accounts
 
 
@@ -48,15 +50,30 @@ def test_a_threshold_holds_the_share_that_it_was_asked_for() -> None:
     assert account_threshold(np.ones(100), 13.8, 0.01) == (13.8, 0)
 
 
-@pytest.mark.parametrize(("alarmed", "accounts", "limit"), [(0, 100, 0.0295), (1, 100, 0.0466), (100, 100, 1.0)])
-def test_the_confidence_limit_is_clopper_and_pearsons(alarmed: int, accounts: int, limit: float) -> None:
-    assert calibration.upper_limit(alarmed, accounts) == pytest.approx(limit, abs=2e-4)
+@pytest.mark.parametrize(
+    ("found", "of", "lower", "upper"), [(0, 100, 0.0, 0.0295), (1, 100, 0.0005, 0.0466), (100, 100, 0.9705, 1.0)]
+)
+def test_the_confidence_limits_are_clopper_and_pearsons(found: int, of: int, lower: float, upper: float) -> None:
+    assert calibration.confidence_interval(found, of) == (
+        pytest.approx(lower, abs=2e-4),
+        pytest.approx(upper, abs=2e-4),
+    )
+
+
+def test_a_share_of_queries_is_as_uncertain_as_its_accounts_are_few() -> None:
+    of = np.full(40, 1000)
+    alike = calibration.bootstrapped_interval(np.full(40, 10), of, seed=1)
+    assert alike == (0.01, 0.01)
+    lower, upper = calibration.bootstrapped_interval(np.where(np.arange(40) < 4, 100, 0), of, seed=1)
+    # Four accounts hold all of it: the share is 1%, and could as well be twice that.
+    assert lower < 0.006
+    assert upper > 0.015
 
 
 def test_the_needed_beta_is_the_smallest_at_which_the_rule_stays_silent() -> None:
     random = np.random.default_rng(2)
     values = random.normal(-1.2, 0.3, 400)
-    beta = calibration.needed_beta(values, benign_mean=-1.0, warm_up=50)
+    beta = papers.needed_beta(values, benign_mean=-1.0, warm_up=50)
     means = np.cumsum(values) / np.arange(1, 401)
 
     def flagged(width: float) -> bool:
@@ -67,16 +84,63 @@ def test_the_needed_beta_is_the_smallest_at_which_the_rule_stays_silent() -> Non
     assert flagged(beta * 0.999)
 
 
-def test_few_scores_borrow_the_smaller_historys_thresholds() -> None:
-    class OneStatistic:
-        name = "brightness"
-        statistics = (calibration.Statistic("brightness", suspicious_when_high=True),)
+STATISTICS = {
+    "first": (Statistic("brightness", suspicious_when_high=True), Statistic("closeness", suspicious_when_high=False)),
+    "second": (Statistic("likelihood", suspicious_when_high=False),),
+}
 
+
+def heard(values: np.ndarray, rows: np.ndarray) -> Trace:
+    """A trace of which every value is news."""
+    return Trace(values.astype(np.float32), rows, np.ones(values.shape, dtype=np.bool_))
+
+
+def traces(random: np.random.Generator, queries: int, shift: float = 0.0) -> Traces:
+    """An account whose values are normal; some queries have no closeness, and every tenth row was a repeat."""
+    rows = np.flatnonzero(np.arange(queries) % 10 != 9)
+    table = random.normal(shift, 1.0, (len(rows), 3)).astype(np.float32)
+    table[random.random(len(rows)) < 0.3, 1] = np.nan
+    return {"first": heard(table[:, :2], rows), "second": heard(table[:, 2:], rows)}
+
+
+def test_few_scores_borrow_the_smaller_historys_thresholds() -> None:
     random = np.random.default_rng(3)
-    short = {"brightness": Trace(random.normal(size=(200, 1)), np.arange(200))}
-    thresholds = calibration.profile_thresholds(OneStatistic(), [short, short], np.array([0, 1]), 4)  # type: ignore[arg-type]
+    short = {"first": heard(random.normal(size=(200, 2)), np.arange(200))}
+    thresholds = calibration.profile_thresholds("first", STATISTICS["first"], [short, short], np.array([0, 1]), 4)
     assert np.array_equal(thresholds[:, :, 2], thresholds[:, :, 1])
-    EvidenceModel(("brightness",), calibration.HISTORY_EDGES, TAILS, thresholds, np.ones(1))
+    EvidenceModel(("brightness", "closeness"), calibration.HISTORY_EDGES, TAILS, thresholds, np.ones(2))
+
+
+def test_many_accounts_side_by_side_get_the_evidence_that_the_services_would_give_each() -> None:
+    random = np.random.default_rng(4)
+    models = calibration.evidence_models(STATISTICS, [traces(random, 300) for _ in range(30)], seed=1)
+    accounts = [traces(random, queries, shift) for queries, shift in ((150, 0.0), (90, 0.8), (1, 0.0))]
+    paths = calibration.evidence_paths(STATISTICS, models, accounts)
+    for account, path in zip(accounts, paths, strict=True):
+        states = {name: EvidenceState.initial(model) for name, model in models.items()}
+        for query, found in enumerate(path):
+            for name, state in states.items():
+                scores = account[name].scores(STATISTICS[name])[query : query + 1]
+                state.absorb(models[name].e_values(scores, np.array([query])))
+            alone = combine([state.log_evidence() for state in states.values()], len(states))
+            assert found == pytest.approx(alone, abs=1e-6)
+    assert paths[1][-1] > paths[0][-1]
+
+
+def test_evidence_rarely_grows_on_accounts_like_those_of_calibration() -> None:
+    random = np.random.default_rng(5)
+    models = calibration.evidence_models(STATISTICS, [traces(random, 300) for _ in range(60)], seed=1)
+    honest = calibration.evidence_paths(STATISTICS, models, [traces(random, 1000) for _ in range(50)])
+    assert max(path.max() for path in honest) < np.log(1e6)
+
+
+def test_untrained_profiles_of_scores_that_say_nothing_make_nobody_suspect() -> None:
+    random = np.random.default_rng(6)
+    alike = traces(random, 200)
+    same = [{name: heard(np.zeros_like(seen.values), seen.rows) for name, seen in alike.items()}] * 30
+    models = calibration.evidence_models(STATISTICS, same, seed=1)
+    # Even bets that always lose leave a sum of the latest stakes: 1 / 0.025 for the smallest.
+    assert max(path.max() for path in calibration.evidence_paths(STATISTICS, models, same)) < np.log(40)
 
 
 def test_training_calibration_holdout_and_demonstration_share_no_image() -> None:

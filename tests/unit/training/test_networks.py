@@ -16,11 +16,13 @@ from rich.progress import Progress
 from torch import nn
 from torch.nn import functional
 
+from services.inference.model import softmax
 from services.inference.network import ARCHITECTURES
-from services.training import networks
+from services.training import malicious, networks
 from services.training.bundling import BundleMaker, Plan
 from services.training.malicious import linf_pgd
 from services.training.networks import train_likelihood, train_reference, train_similarity, train_victim
+from services.training.prediction import accuracy, logits_of
 from services.training.recipes import RECIPES
 from shared.datasets import Dataset, Splits
 
@@ -35,6 +37,10 @@ def data(images: int = 64, seed: int = 0) -> Dataset:
     pixels[labels == 0, :, :8] += 150
     pixels[labels == 1, :, 8:] += 150
     return Dataset(pixels.astype(np.uint8), labels)
+
+
+CRAFTED = np.random.default_rng(9).integers(0, 256, (64, *SHAPE), dtype=np.uint8)
+"""Nobody's photographs."""
 
 
 class Interrupted(Progress):
@@ -53,7 +59,7 @@ class Interrupted(Progress):
 
 def victim(architecture: str, **changes: Any) -> Callable[[Progress, Path], nn.Module]:
     recipe = dataclasses.replace(RECIPES[architecture], epochs=3, batch=16, **changes)
-    return lambda progress, folder: train_victim(data(), architecture, 2, recipe, True, 1, progress, folder)
+    return lambda progress, folder: train_victim(data(), architecture, 2, recipe, True, 1, progress, folder, CRAFTED)
 
 
 def similarity(against: nn.Module | None = None) -> Callable[[Progress, Path], nn.Module]:
@@ -64,7 +70,10 @@ TRAININGS: dict[str, tuple[Callable[[Progress, Path], nn.Module], int]] = {
     "Adam": (victim("lenet5"), 9),
     "SGD": (victim("lenet5", momentum=0.9, rate=0.01), 6),
     "before the first checkpoint": (victim("lenet5"), 2),
-    "reference": (lambda progress, folder: train_reference(data(256), 2, 2, 1, progress, folder), 3),
+    "reference": (
+        lambda progress, folder: train_reference(data(256), 2, 2, 1, progress, folder, CRAFTED),
+        3,
+    ),
     "codebook": (lambda progress, folder: train_likelihood(data(128), 3, 1, progress, folder), 5),
     "second stage": (similarity(), 8),
 }
@@ -99,15 +108,15 @@ def test_every_architecture_has_a_recipe_that_trains(tmp_path: Path) -> None:
     # The two others: a ResNet like this one, and what every other test here trains.
     for name in ("convnet", "alexnet", "resnet18", "vgg16-bn"):
         short = dataclasses.replace(RECIPES[name], epochs=1, batch=8)
-        network = train_victim(data(8), name, 2, short, False, 1, Interrupted(), tmp_path / name)
+        network = train_victim(data(8), name, 2, short, False, 1, Interrupted(), tmp_path / name, CRAFTED)
         assert all(value.isfinite().all() for value in network.state_dict().values())
         assert not network.training
 
 
 def test_a_network_learns(tmp_path: Path) -> None:
     recipe = dataclasses.replace(RECIPES["lenet5"], epochs=6, batch=16)
-    network = train_victim(data(256), "lenet5", 2, recipe, True, 1, Interrupted(), tmp_path)
-    assert networks.accuracy(network, data(100, seed=1)) > 0.95
+    network = train_victim(data(256), "lenet5", 2, recipe, True, 1, Interrupted(), tmp_path, CRAFTED)
+    assert accuracy(network, data(100, seed=1)) > 0.95
 
 
 class Recorder(nn.Module):
@@ -123,14 +132,26 @@ class Recorder(nn.Module):
         return self.layer(images.mean((2, 3)))
 
 
+def test_a_victim_doubts_what_nobody_photographed(tmp_path: Path) -> None:
+    recipe = dataclasses.replace(RECIPES["lenet5"], epochs=6, batch=16)
+    network = train_victim(data(256), "lenet5", 2, recipe, True, 1, Interrupted(), tmp_path, CRAFTED)
+    noise = np.random.default_rng(10).integers(0, 256, (50, *SHAPE), dtype=np.uint8)
+
+    def sureness(inputs: np.ndarray) -> float:
+        return float(np.median(softmax(logits_of(network, inputs)).max(axis=1)))
+
+    assert sureness(noise) < 0.7 < 0.9 < sureness(data(50, seed=1).images)
+
+
 @pytest.mark.parametrize("mirror", [True, False])
 def test_only_data_that_may_be_mirrored_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mirror: bool) -> None:
     monkeypatch.setattr(networks, "ARCHITECTURES", {"recorder": Recorder})
     left = Dataset(np.zeros((64, *SHAPE), dtype=np.uint8), np.arange(64) % 2)
     left.images[..., :8] = 255
-    network = train_victim(left, "recorder", 2, RECIPES["vgg16-bn"], mirror, 1, Interrupted(), tmp_path)
+    network = train_victim(left, "recorder", 2, RECIPES["vgg16-bn"], mirror, 1, Interrupted(), tmp_path, CRAFTED)
     seen = torch.cat(network.seen)  # type: ignore[arg-type]
-    mirrored = seen[..., 8:].mean((1, 2, 3)) > seen[..., :8].mean((1, 2, 3))
+    # Among them is noise, as bright on one side as on the other.
+    mirrored = seen[..., 8:].mean((1, 2, 3)) > seen[..., :8].mean((1, 2, 3)) + 0.2
     assert bool(mirrored.any()) == mirror
 
 
@@ -156,7 +177,7 @@ def test_the_encoder_learns_from_either_kind_of_positives(tmp_path: Path) -> Non
 
 PLAN = Plan(
     architecture="lenet5", victim_epochs=1, reference_epochs=1, similarity_epochs=1, contrastive_epochs=1,
-    likelihood_epochs=1, honest_reference=64,
+    likelihood_epochs=1, honest_reference=64, crafted=40,
 )  # fmt: skip
 
 
@@ -173,7 +194,10 @@ def trained(work: Path, plan: Plan = PLAN, seed: int = 0) -> tuple[dict[str, Any
     return tensors, {line.split(":")[0] for line in said.splitlines() if "found in" in line}
 
 
-def test_what_was_trained_is_found_by_the_same_plan_on_the_same_data_alone(tmp_path: Path) -> None:
+def test_what_was_trained_is_found_by_the_same_plan_on_the_same_data_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(malicious, "COPY_STEPS", 2)
     first, found = trained(tmp_path)
     assert not found
     again, found = trained(tmp_path)
