@@ -17,7 +17,7 @@ export MKL_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup data kafka proto lint format typecheck test test-quick demo train bench up clean
+.PHONY: help setup data kafka proto lint format typecheck test test-quick demo train evaluate evaluate-quick figures bench up clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -52,7 +52,8 @@ typecheck: setup ## check types
 	@echo "mypy: checking types; the first time takes longest"
 	@$(BIN)/mypy
 
-test: lint typecheck data kafka ## everything that must hold: style, types, every test, on a real Kafka
+test: setup ## everything that must hold: style, types, every test, on a real Kafka
+	@$(MAKE) --no-print-directory --jobs=4 lint typecheck data kafka
 	@$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadgroup --durations=15
 
 test-quick: setup data ## the tests that need no Kafka
@@ -63,6 +64,15 @@ demo: setup data kafka ## attackers and honest clients against the whole system,
 
 train: setup data ## train and calibrate the bundle again
 	@OMP_NUM_THREADS=$$(nproc) $(BIN)/portcullis train --output deploy/bundle
+
+evaluate: setup data ## the papers' tables and our figures, measured again (hours); docs/results
+	@$(BIN)/portcullis evaluate
+
+evaluate-quick: setup data ## the same in minutes, to see that it runs; build/evaluation
+	@$(BIN)/portcullis evaluate --quick --output build/evaluation
+
+figures: setup ## the figures to reach, what was measured, and what falls short
+	@$(BIN)/portcullis figures
 
 bench: setup data kafka ## measure; numbers in build/bench.json and docs/results/bench.md
 	@$(BIN)/python -m tests.bench --write-docs

@@ -9,9 +9,10 @@ import typer
 from kafka.errors import KafkaError
 from pydantic import ValidationError
 
-from services.cli import inspection, keys, overrides, training
+from services.cli import evaluation, inspection, keys, overrides, training
 from services.cli.output import FAILED, CommandError
 from services.decision.policy_file import PolicyFileError
+from services.evaluation.figures import FiguresError
 from shared.bundle import BundleError
 from shared.datasets import DatasetError
 from shared.keys import KeyFileError
@@ -22,8 +23,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
-    help="Runs the defence: training, keys, people's decisions, policies, and what has been decided. Settings are "
-    "environment variables PORTCULLIS_*: KAFKA, TOPIC_PREFIX, PARTITIONS, BUNDLE, KEYS.",
+    help="Runs the defence: keys, people's decisions, policies, and what has been decided. Settings are environment "
+    "variables PORTCULLIS_*: KAFKA, TOPIC_PREFIX, PARTITIONS, BUNDLE, KEYS.",
 )
 app.add_typer(keys.app, name="keys")
 app.add_typer(overrides.app, name="override")
@@ -33,6 +34,8 @@ app.add_typer(inspection.topics, name="topics")
 app.add_typer(inspection.alerts, name="alerts")
 app.command("verdicts")(inspection.show_verdicts)
 app.command("train")(training.train)
+app.command("evaluate")(evaluation.evaluate)
+app.command("figures")(evaluation.show_figures)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -43,7 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     try:
         app(args=arguments, prog_name="portcullis")
-    except (CommandError, PolicyFileError, BundleError, DatasetError, KeyFileError, TopicsError) as error:
+    except (
+        CommandError, PolicyFileError, BundleError, KeyFileError, TopicsError, FiguresError, DatasetError
+    ) as error:  # fmt: skip
         _fail(str(error))
     except KafkaError as error:
         _fail(f"Kafka does not answer ({type(error).__name__}); start it, or set PORTCULLIS_KAFKA to host:port")

@@ -1,0 +1,142 @@
+"""What every study works with: the bundle, the data, the victim, and how much work it may do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.progress import Progress
+
+from services.evaluation.streams import Attacker, Stream, record
+from services.evaluation.verdicts import Judge
+from services.inference.model import Model
+from services.redteam.substitute import Images, Yardstick
+from services.training.tracing import HonestPlan, Recordable, Tracer, Traces, populations
+from shared.bundle import Bundle
+from shared.datasets import Dataset, Splits
+
+YARDSTICK_IMAGES = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much work an evaluation does; the defaults are the published one's.
+
+    Attributes:
+        seeds: of randomness; every attack is drawn anew for each.
+        radii: of the Jacobian attacks, pixels in [0, 1].
+        seed_counts: natural images that the attacks start from.
+        crafted: queries of an attack after its seeds.
+        long_crafted: the same where accounts are counted.
+        honest_accounts: of the whole population.
+        honest_queries: of each.
+        samples: images of each kind where single queries are judged.
+        drawn_accounts: of the pictures that explain, and of drifting cameras; of each kind.
+        drawn_queries: of each of the first.
+        kinds_left_out: kinds of account without which calibration is done again; all where None.
+        held: accounts and queries of each that stand for the bundle's own calibration and holdout accounts; those
+            themselves where None.
+        processes: for recording and replaying; one a core where None.
+    """
+
+    seeds: Sequence[int] = (1, 2, 3)
+    radii: Sequence[float] = (4 / 255, 0.03, 0.1, 0.2, 0.3)
+    seed_counts: Sequence[int] = (50, 150, 500)
+    crafted: int = 600
+    long_crafted: int = 5_000
+    honest_accounts: int = 308
+    honest_queries: int = 10_000
+    samples: int = 2_000
+    drawn_accounts: int = 2
+    drawn_queries: int = 400
+    kinds_left_out: int | None = None
+    held: tuple[int, int] | None = None
+    processes: int | None = None
+
+
+QUICK = Sizes(
+    seeds=(1,), radii=(0.1,), seed_counts=(50,), crafted=60, long_crafted=200, honest_accounts=14, honest_queries=100,
+    samples=200, drawn_accounts=1, drawn_queries=60, kinds_left_out=1, held=(28, 60), processes=1,
+)  # fmt: skip
+"""Minutes, to see that everything runs; its numbers say little."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a study is given.
+
+    Attributes:
+        bundle: under evaluation.
+        splits: of the bundle's data; honest accounts, natural seeds and yardsticks come from `test` alone.
+        foreign: natural images of another kind.
+        sizes: how much work.
+        cache: folder of recorded streams and traces.
+        output: folder of the results.
+        progress: shows bars.
+    """
+
+    bundle: Bundle
+    splits: Splits
+    foreign: Dataset
+    sizes: Sizes
+    cache: Path
+    output: Path
+    progress: Progress
+
+    @cached_property
+    def model(self) -> Model:
+        """The undefended victim."""
+        return Model(self.bundle)
+
+    @cached_property
+    def judge(self) -> Judge:
+        """Evidence and threshold, as the services have them."""
+        return Judge.of_bundle(self.bundle)
+
+    @cached_property
+    def yardstick(self) -> Yardstick:
+        """What copies are measured by: the last test images, which no attacker should start from."""
+        labels = self.logits(self.clean.images).argmax(axis=1)
+        return Yardstick(self.clean.images, labels.astype(np.int64), self.clean.labels)
+
+    def logits(self, images: Images) -> NDArray[np.float32]:
+        """[n, classes], the victim's logits of any number of images."""
+        parts = [self.model.logits(images[start : start + 256]) for start in range(0, len(images), 256)]
+        return np.concatenate(parts)
+
+    @property
+    def natural(self) -> Dataset:
+        """Images that attackers start from; none of them is on the yardstick."""
+        return self.splits.test[: -self._clean_images]
+
+    @property
+    def clean(self) -> Dataset:
+        """Images that copies are measured on, and no attacker sees."""
+        return self.splits.test[-self._clean_images :]
+
+    @property
+    def _clean_images(self) -> int:
+        return min(YARDSTICK_IMAGES, len(self.splits.test) // 2)
+
+    def populations(self) -> tuple[list[HonestPlan], list[HonestPlan]]:
+        """The accounts that the bundle was calibrated on, and those that had the last word."""
+        section = self.bundle.manifest.calibration
+        if self.sizes.held:
+            accounts, queries = self.sizes.held
+            smaller = {"accounts": accounts, "queries": queries}
+            section = section.model_copy(update=smaller | {f"holdout_{name}": size for name, size in smaller.items()})
+        return populations(section, self.splits)
+
+    def streams(self, attackers: Sequence[Attacker], label: str) -> list[Stream]:
+        """The attackers' streams, recorded against this victim."""
+        return record(
+            attackers, self.bundle, self.cache / "streams", self.progress, label, self.sizes.processes, self.yardstick
+        )
+
+    def traces(self, accounts: Sequence[Recordable], label: str) -> list[Traces]:
+        """The accounts in the eyes of every detector."""
+        return Tracer(self.bundle, self.cache / "traces", self.progress, self.sizes.processes).trace(accounts, label)

@@ -1,0 +1,206 @@
+"""How many honest accounts are ever hurt: the whole population, kinds that calibration has never seen, and drift."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.evaluation.context import Context
+from services.evaluation.figures import Finding
+from services.evaluation.report import Picture, Study, Table
+from services.evaluation.verdicts import Judge, first_alarm
+from services.training.calibration import confidence_interval
+from services.training.calibrator import STATISTICS, Calibrator, Rates
+from services.training.tracing import HonestPlan, Traces, honest_plans
+from shared.cameras import Camera, Images, photograph, shots_of
+from shared.datasets import Dataset
+from shared.population import KINDS, HonestAccount, steady
+
+POPULATION_SEED = 9_000
+ACCOUNTS_AT_ONCE = 32
+LEVELS = (0.1, 0.01, 0.001)
+
+
+def drifting(data: Dataset, queries: int, random: np.random.Generator) -> HonestAccount:
+    """A shop whose camera ages from the first photograph to the last: darker, softer, noisier. In no calibration."""
+    images = steady(data, queries, random).images
+    age = np.linspace(0.0, 1.0, len(images))
+    worn = [Camera(gain=1 - 0.4 * a, noise=0.05 * a, blur=0.8 * a) for a in age]
+    aged: Images = photograph(images, shots_of(worn, random), random)
+    return HonestAccount("drifting", aged)
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One honest account: the largest evidence that it ever had, and when it alarmed, if it did."""
+
+    kind: str
+    largest: float
+    alarm: int | None
+
+
+def judged(judge: Judge, plans: Sequence[HonestPlan], accounts: Sequence[Traces]) -> list[Judged]:
+    """The accounts before the judge."""
+    found = []
+    for start in range(0, len(plans), ACCOUNTS_AT_ONCE):
+        part = slice(start, start + ACCOUNTS_AT_ONCE)
+        for plan, account, path in zip(plans[part], accounts[part], judge.paths(accounts[part]), strict=True):
+            alarm = first_alarm(path, account, judge.log_threshold)
+            found.append(Judged(plan.kind, float(path.max(initial=0.0)), alarm))
+    return found
+
+
+Population = Sequence[tuple[HonestPlan, Traces]]
+
+
+def calibration_accounts(context: Context) -> tuple[Population, Population]:
+    """The accounts that the bundle was calibrated on, and those that had the last word."""
+    accounts, held = context.populations()
+    return (
+        list(zip(accounts, context.traces(accounts, "calibration accounts: detectors"), strict=True)),
+        list(zip(held, context.traces(held, "holdout accounts: detectors"), strict=True)),
+    )
+
+
+def without_kind(context: Context, accounts: Population, held: Population, kind: str) -> Judge:
+    """A judge that was calibrated as the bundle was, but on no account of one kind."""
+    manifest = context.bundle.manifest
+    tmsp = {"temperature": manifest.tmsp.temperature, "lambda": manifest.tmsp.lambda_}
+    calibrator = Calibrator(Rates(), tmsp, manifest.likelihood.data_variance, manifest.seed + 30)
+    kept = [[traces for plan, traces in part if plan.kind != kind] for part in (accounts, held)]
+    found = calibrator.calibrate(*kept)
+    return Judge(found.models, float(found.sections["evidence"]["log_threshold"]))
+
+
+def study(context: Context) -> Study:
+    """The share of honest accounts that alarm, against what was promised."""
+    sizes = context.sizes
+    plans = honest_plans(context.splits.test, sizes.honest_accounts, sizes.honest_queries, POPULATION_SEED)
+    accounts = context.traces(plans, "honest population: detectors")
+    found = judged(context.judge, plans, accounts)
+    unseen = _unseen(context, plans, accounts)
+    drift = honest_plans(
+        context.splits.test, 5 * sizes.drawn_accounts, sizes.honest_queries, POPULATION_SEED + 1, (drifting,)
+    )
+    drifted = judged(context.judge, drift, context.traces(drift, "drifting accounts: detectors"))
+    alarmed = sum(one.alarm is not None for one in found)
+    lower, upper = confidence_interval(alarmed, len(found))
+    worst, (worst_alarmed, worst_of) = max(unseen.items(), key=lambda item: item[1][0] / item[1][1])
+    evidence = context.bundle.manifest.evidence
+    return Study(
+        name="guarantee",
+        title="How many honest accounts are hurt",
+        text=f"{len(plans)} honest accounts of {sizes.honest_queries:,} queries, every kind in turn, on images that "
+        f"neither training nor calibration has seen. {alarmed} ever reach the threshold "
+        f"10^{evidence.log_threshold / np.log(10):.1f}: {100 * alarmed / len(found):.2f}% (95% limits "
+        f"{100 * lower:.2f} to {100 * upper:.2f}). Each kind is also judged by a calibration that has not seen it.",
+        tables=[
+            _by_kind(found, unseen, drifted),
+            _uniformity(context, accounts),
+        ],
+        pictures=[_picture(context, found)],
+        findings=[
+            Finding("decision-false", 100 * upper, f"{alarmed} of {len(found)} accounts"),
+            Finding(
+                "decision-false-unseen",
+                100 * worst_alarmed / worst_of,
+                f"{worst_alarmed} of {worst_of} accounts of kind {worst.replace('_', ' ')}",
+            ),
+        ],
+    )
+
+
+def _unseen(context: Context, plans: Sequence[HonestPlan], accounts: Sequence[Traces]) -> dict[str, tuple[int, int]]:
+    """For each kind, how many of its accounts alarm, of how many, where calibration has not seen the kind."""
+    kinds = [kind.__name__ for kind in KINDS][: context.sizes.kinds_left_out]
+    task = context.progress.add_task("calibrating without a kind", total=len(kinds))
+    populations_of_bundle = calibration_accounts(context)
+    found = {}
+    for kind in kinds:
+        judge = without_kind(context, *populations_of_bundle, kind)
+        rows = [row for row, plan in enumerate(plans) if plan.kind == kind]
+        verdicts = judged(judge, [plans[row] for row in rows], [accounts[row] for row in rows])
+        found[kind] = (sum(one.alarm is not None for one in verdicts), len(verdicts))
+        context.progress.advance(task)
+    return found
+
+
+def _by_kind(found: Sequence[Judged], unseen: dict[str, tuple[int, int]], drifted: Sequence[Judged]) -> Table:
+    rows: list[list[str | int | float | None]] = []
+    for kind in (*(kind.__name__ for kind in KINDS), "drifting"):
+        mine = [one for one in (*found, *drifted) if one.kind == kind]
+        alarmed = sum(one.alarm is not None for one in mine)
+        upper = confidence_interval(alarmed, len(mine))[1]
+        largest = max(one.largest for one in mine) / np.log(10)
+        without = f"{unseen[kind][0]} of {unseen[kind][1]}" if kind in unseen else None
+        rows.append([kind.replace("_", " "), len(mine), alarmed, 100 * upper, largest, without])
+    return Table(
+        "By kind of account",
+        [
+            "kind", "accounts", "alarmed", "upper 95% limit, %", "largest evidence, power of ten",
+            "alarmed, calibrated without the kind",
+        ],
+        rows,
+        "Drifting accounts, whose camera ages all the while, are in no calibration and not in the population's share.",
+    )  # fmt: skip
+
+
+def p_values(context: Context, detector: str, account: Traces) -> NDArray[np.float64]:
+    """[m, S], conformal p-values of an account's queries under the pooled profile; NaN where a query has no value."""
+    model = context.judge.models[detector]
+    scores = account[detector].scores(STATISTICS[detector])
+    size = np.searchsorted(model.history_edges, account[detector].history, side="right")
+    thresholds = model.thresholds[0][:, size].transpose(1, 0, 2)
+    rank = (scores.astype(np.float32)[..., None] >= thresholds[..., 1:]).sum(axis=-1)
+    return np.where(np.isnan(scores), np.nan, model.tails[rank])
+
+
+def _uniformity(context: Context, accounts: Sequence[Traces]) -> Table:
+    """Fresh honest p-values: pooled over accounts they are uniform if calibration is sound; single accounts are not."""
+    rows: list[list[str | int | float | None]] = []
+    for detector, statistics in STATISTICS.items():
+        values = [p_values(context, detector, account) for account in accounts]
+        for number, statistic in enumerate(statistics):
+            columns = [v[:, number][np.isfinite(v[:, number])] for v in values]
+            columns = [column for column in columns if len(column) >= 100]
+            if not columns:
+                continue
+            pooled = np.concatenate(columns)
+            shares = [100 * float((pooled <= level).mean()) for level in LEVELS]
+            worst = 100 * max(float((column <= LEVELS[1]).mean()) for column in columns)
+            discount = float(context.judge.models[detector].discount[number])
+            rows.append([f"{detector}: {statistic.name.replace('_', ' ')}", *shares, worst, discount])
+    return Table(
+        "Are honest p-values uniform?",
+        ["statistic", *(f"p <= {level:g}, %" for level in LEVELS), "worst account, p <= 0.01, %", "discount"],
+        rows,
+        "Shares of the population's queries under the profile of all calibration accounts; uniform would be 10, 1 and "
+        "0.1. Single accounts differ, which is why evidence is the smallest over many profiles. A discount of 1 is "
+        "none.",
+    )
+
+
+def _picture(context: Context, found: Sequence[Judged]) -> Picture:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    kinds = [kind.__name__ for kind in KINDS]
+    figure, axis = pyplot.subplots(figsize=(8, 4))
+    for row, kind in enumerate(kinds):
+        largest = [one.largest / np.log(10) for one in found if one.kind == kind]
+        axis.scatter(largest, [row] * len(largest), color="#3b6ea5", alpha=0.5, s=14)
+    threshold = context.judge.log_threshold / np.log(10)
+    axis.axvline(threshold, color="#333333", linestyle="--", linewidth=1)
+    axis.set_yticks(range(len(kinds)), [kind.replace("_", " ") for kind in kinds])
+    axis.set(xlabel="largest evidence that the account ever reached, powers of ten", xlim=(0, None))
+    axis.invert_yaxis()
+    figure.tight_layout()
+    context.output.mkdir(parents=True, exist_ok=True)
+    figure.savefig(context.output / "guarantee.png", dpi=110)
+    pyplot.close(figure)
+    return Picture("guarantee.png", "Every honest account's largest evidence; dashed, the threshold.")

@@ -1,0 +1,229 @@
+"""Who is caught, and how soon: every attack at every strength, alone, adapted, and hidden among honest queries."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from services.evaluation.attackers import attackers
+from services.evaluation.baselines import PAPER_RULES
+from services.evaluation.context import Context
+from services.evaluation.figures import Finding
+from services.evaluation.report import Picture, Study, Table
+from services.evaluation.streams import Stream, mixed
+from services.evaluation.verdicts import attack_queries_until, first_alarm
+from services.redteam.substitute import Substitute, Yardstick
+from services.training.calibration import confidence_interval
+from services.training.tracing import Recording, Traces, honest_plans
+
+RECALL_QUERIES = 300
+"""Attack queries within which an attacker is to be caught (decision-recall)."""
+MIXED_QUERIES = 500
+"""The same where honest queries are mixed in (decision-mixed)."""
+MIXED_SHARE = 0.875
+EQUAL_RATE = 0.01
+"""Share of honest accounts that each rule may condemn where rules are compared."""
+
+Untils = Sequence[int | None]
+
+
+def recalled(untils: Untils, within: int) -> int:
+    """How many were caught within so many attack queries."""
+    return sum(until is not None and until <= within for until in untils)
+
+
+def _quantile(untils: Untils, share: float) -> str:
+    """A quantile that counts the uncaught as later than all; "never" where it falls among them."""
+    ordered = sorted(float("inf") if until is None else float(until) for until in untils)
+    value = ordered[min(int(share * len(ordered)), len(ordered) - 1)]
+    return "never" if np.isinf(value) else f"{value:,.0f}"
+
+
+def _row(name: Sequence[str | int], untils: Untils, within: int) -> list[str | int | float | None]:
+    caught = recalled(untils, within)
+    return [*name, len(untils), 100 * caught / len(untils), _quantile(untils, 0.5), _quantile(untils, 0.95)]
+
+
+def _grouped(streams: Sequence[Stream], untils: Untils, key: Callable[[Stream], tuple[str | int, ...]]) -> Mapping[
+    tuple[str | int, ...], list[int | None]
+]:  # fmt: skip
+    groups: dict[tuple[str | int, ...], list[int | None]] = defaultdict(list)
+    for stream, until in zip(streams, untils, strict=True):
+        groups[key(stream)].append(until)
+    return groups
+
+
+def _untils(context: Context, streams: Sequence[Stream], traces: Sequence[Traces]) -> list[int | None]:
+    alarms = context.judge.first_alarms(traces)
+    return [attack_queries_until(alarm, s.attacking) for alarm, s in zip(alarms, streams, strict=True)]
+
+
+def _spread(untils: Untils, within: int) -> str:
+    lower, upper = confidence_interval(recalled(untils, within), len(untils))
+    return f"{100 * lower:.1f} to {100 * upper:.1f} of {len(untils)} attackers"
+
+
+def _finding(name: str, untils: Untils, within: int) -> Finding:
+    return Finding(name, 100 * recalled(untils, within) / len(untils), _spread(untils, within))
+
+
+def study(context: Context) -> Study:
+    """Recall of the decision, beside the papers' rules at an equal rate of falsely condemned accounts."""
+    sizes = context.sizes
+    streams = context.streams(
+        attackers(context.natural, context.foreign, sizes.seeds, sizes.radii, sizes.seed_counts, sizes.crafted),
+        "attackers: recording",
+    )
+    traces = context.traces([stream.recording for stream in streams], "attackers: detectors")
+    untils = _untils(context, streams, traces)
+    mixed_streams, mixed_untils = _mixed(context, streams)
+    by_strength = _grouped(streams, untils, lambda s: (s.attacker.attack, s.attacker.strength))
+    by_count = _grouped(streams, untils, lambda s: (s.attacker.attack, s.attacker.seeds))
+    hidden = _grouped(mixed_streams, mixed_untils, lambda s: (s.attacker.attack, s.attacker.strength))
+    columns = ["attackers", f"caught within {RECALL_QUERIES}, %", "median", "95th percentile"]
+    note = "Attack queries until the answers are spoiled; natural seeds and honest queries are not counted."
+    tables = [
+        Table("By strength", ["attack", "strength", *columns], [
+            _row(name, group, RECALL_QUERIES) for name, group in sorted(by_strength.items())
+        ], note),
+        Table("By the number of natural seeds", ["attack", "seeds", *columns], [
+            _row(name, group, RECALL_QUERIES) for name, group in sorted(by_count.items())
+        ]),
+        Table(
+            f"{MIXED_SHARE:.1%} honest queries mixed in",
+            ["attack", "strength", "attackers", f"caught within {MIXED_QUERIES}, %", "median", "95th percentile"],
+            [_row(name, group, MIXED_QUERIES) for name, group in sorted(hidden.items())],
+        ),
+        _rules(context, streams, traces),
+        _copies(context, streams, untils),
+    ]  # fmt: skip
+    return Study(
+        name="recall",
+        title="Who is caught, and how soon",
+        text=f"{len(streams)} attackers' accounts: every attack, {len(sizes.radii)} strengths, "
+        f"{', '.join(map(str, sizes.seed_counts))} natural seeds, {len(sizes.seeds)} random seeds, each with "
+        f"{sizes.crafted} queries after its seeds. The victim tells hard labels. No attack was known to training or "
+        "calibration.",
+        tables=tables,
+        pictures=_pictures(context, streams, traces),
+        findings=[
+            _finding("decision-recall", untils, RECALL_QUERIES),
+            _finding("decision-mixed", mixed_untils, MIXED_QUERIES),
+        ],
+    )
+
+
+def _mixed(context: Context, streams: Sequence[Stream]) -> tuple[list[Stream], list[int | None]]:
+    """The attackers that started from the middle number of seeds, each among honest queries of its own."""
+    counts = context.sizes.seed_counts
+    middle = counts[len(counts) // 2]
+    chosen = [stream for stream in streams if stream.attacker.seeds in (0, middle)]
+    hidden = []
+    for number, stream in enumerate(chosen):
+        random = np.random.default_rng([stream.attacker.seed, number])
+        needed = round(len(stream) * MIXED_SHARE / (1 - MIXED_SHARE))
+        plan = honest_plans(context.splits.test, number + 1, needed, seed=7_000 + stream.attacker.seed)[number]
+        images = plan.account().images
+        hidden.append(mixed(stream, Recording(images, _logits(context, images)), MIXED_SHARE, random))
+    traces = context.traces([stream.recording for stream in hidden], "attackers among honest queries: detectors")
+    return hidden, _untils(context, hidden, traces)
+
+
+def _logits(context: Context, images: np.ndarray) -> np.ndarray:
+    return np.concatenate([context.model.logits(images[i : i + 256]) for i in range(0, len(images), 256)])
+
+
+def _rules(context: Context, streams: Sequence[Stream], traces: Sequence[Traces]) -> Table:
+    """Every rule at one rate of falsely condemned accounts, its threshold from the holdout accounts."""
+    _, held = context.populations()
+    honest = context.traces(held, "holdout accounts: detectors")
+    judge = context.judge
+    largest = np.array([path.max(initial=0.0) for path in judge.paths(honest)])
+    equal = np.sort(largest)[::-1][int(EQUAL_RATE * len(largest))] + 1e-9
+    names = sorted({stream.attacker.attack for stream in streams})
+    rows: list[list[str | int | float | None]] = []
+
+    def add(name: str, alarms: Sequence[int | None]) -> None:
+        found = [attack_queries_until(alarm, s.attacking) for alarm, s in zip(alarms, streams, strict=True)]
+        groups = _grouped(streams, found, lambda s: (s.attacker.attack,))
+        rows.append([name, *(f"{_quantile(groups[n,], 0.5)} ({_caught(groups[n,])})" for n in names), _caught(found)])
+
+    add("evidence, the bundle's threshold", judge.first_alarms(traces))
+    paths = judge.paths(traces)
+    add("evidence, equal rate", [first_alarm(p, t, equal) for p, t in zip(paths, traces, strict=True)])
+    for kind in PAPER_RULES:
+        rule = kind(context.bundle)
+        threshold = rule.threshold(honest, EQUAL_RATE)
+        add(rule.name, [rule.first_alarm(account, threshold) for account in traces])
+    return Table(
+        f"Beside the papers' rules, each condemning {EQUAL_RATE:.0%} of the same {len(honest)} honest accounts",
+        ["rule", *names, f"caught within {RECALL_QUERIES}"],
+        rows,
+        "Median attack queries until the alarm, and the share caught in time.",
+    )
+
+
+def _caught(untils: Untils) -> str:
+    return f"{100 * recalled(untils, RECALL_QUERIES) / len(untils):.0f}%"
+
+
+def _copies(context: Context, streams: Sequence[Stream], untils: Untils) -> Table:
+    """What the attacker has when his answers begin to be spoiled, and what he would have had at the end."""
+    clean = context.clean
+    labels = _logits(context, clean.images).argmax(axis=1)
+    yardstick = Yardstick(clean.images, labels, clean.labels)
+    counts = context.sizes.seed_counts
+    seen: set[tuple[str, str]] = set()
+    rows: list[list[str | int | float | None]] = []
+    for stream, until in zip(streams, untils, strict=True):
+        name = (stream.attacker.attack, stream.attacker.strength)
+        if stream.attacker.seeds not in (0, counts[len(counts) // 2]) or name in seen:
+            continue
+        seen.add(name)
+        verdict = len(stream) if until is None else stream.attacker.seeds + until
+        whole = _copy_accuracy(stream, len(stream), yardstick)
+        rows.append([*name, verdict, _copy_accuracy(stream, verdict, yardstick), len(stream), whole])
+    return Table(
+        "The substitute's accuracy at the verdict",
+        ["attack", "strength", "queries", "accuracy, %", "queries undefended", "accuracy undefended, %"],
+        rows,
+        "Of the first random seed and the middle number of natural seeds; the victim's own accuracy is "
+        f"{100 * context.bundle.manifest.model.test_accuracy:.1f}%.",
+    )
+
+
+def _copy_accuracy(stream: Stream, queries: int, yardstick: Yardstick) -> float:
+    logits = stream.recording.logits[:queries]
+    answers = np.eye(logits.shape[1], dtype=np.float32)[logits.argmax(axis=1)]
+    substitute = Substitute(logits.shape[1], np.random.default_rng(stream.attacker.seed))
+    substitute.train(stream.recording.inputs[:queries], answers, epochs=20)
+    return 100 * yardstick.measure(substitute).accuracy
+
+
+def _pictures(context: Context, streams: Sequence[Stream], traces: Sequence[Traces]) -> list[Picture]:
+    """Evidence over attack queries, one line an attacker."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names = sorted({stream.attacker.attack for stream in streams})
+    figure, axes = pyplot.subplots(1, len(names), figsize=(3.6 * len(names), 3.4), sharey=True, squeeze=False)
+    paths = context.judge.paths(traces)
+    for axis, name in zip(axes[0], names, strict=True):
+        for stream, path, account in zip(streams, paths, traces, strict=True):
+            if stream.attacker.attack == name:
+                rows = next(iter(account.values())).rows
+                axis.plot(
+                    np.cumsum(stream.attacking)[rows], path / np.log(10), color="#b3372b", alpha=0.25, linewidth=1
+                )
+        axis.axhline(context.judge.log_threshold / np.log(10), color="#333333", linestyle="--", linewidth=1)
+        axis.set(title=name, xlabel="attack queries", xlim=(0, context.sizes.crafted))
+    axes[0][0].set_ylabel("evidence, powers of ten")
+    figure.tight_layout()
+    context.output.mkdir(parents=True, exist_ok=True)
+    figure.savefig(context.output / "recall.png", dpi=110)
+    pyplot.close(figure)
+    return [Picture("recall.png", "Evidence against every attacker; dashed, the threshold.")]

@@ -1,0 +1,91 @@
+"""Runs studies one after the other and writes what they find."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from services.evaluation import amao, berkeley, explained, guarantee, recall, report
+from services.evaluation.context import QUICK, Context, Sizes
+from services.evaluation.figures import FIGURES, Figure, FiguresError, read_figures, record
+from services.evaluation.report import Study
+from shared.bundle import Bundle
+from shared.datasets import load_digits, load_splits
+
+STUDIES: Mapping[str, Callable[[Context], Study]] = MappingProxyType(
+    {
+        "recall": recall.study,
+        "guarantee": guarantee.study,
+        "explained": explained.study,
+        "amao": amao.study,
+        "berkeley": berkeley.study,
+    }
+)
+
+
+class UnknownStudyError(ValueError):
+    """There is no such study; the message names those that there are."""
+
+
+def evaluate(
+    names: Sequence[str] | None, bundle: Path, data: Path, output: Path, cache: Path, quick: bool, quiet: bool = False
+) -> list[Figure]:
+    """Run studies and write their pages, pictures and figures.
+
+    Args:
+        names: of studies; all where None or empty.
+        bundle: folder of the bundle under evaluation.
+        data: folder of the data sets.
+        output: folder of the pages and pictures.
+        cache: folder of streams and traces of earlier runs.
+        quick: small sizes; figures are shown and not recorded.
+        quiet: no progress bars.
+
+    Returns:
+        All figures, with what was found.
+
+    Raises:
+        UnknownStudyError: a name is of no study.
+        BundleError, DatasetError: bundle or data cannot be used.
+        FiguresError: the file of figures cannot be used.
+    """
+    if unknown := set(names or ()) - STUDIES.keys():
+        raise UnknownStudyError(f"no study {', '.join(sorted(unknown))}; there are {', '.join(STUDIES)}")
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    figures = {figure.id: figure for figure in read_figures()}
+    with Progress(*columns, console=Console(file=sys.stderr), disable=quiet) as progress:
+        context = Context(
+            bundle=Bundle.load(bundle),
+            splits=load_splits(data),
+            foreign=load_digits(data),
+            sizes=QUICK if quick else Sizes(),
+            cache=cache,
+            output=output,
+            progress=progress,
+        )
+        for name, study in STUDIES.items():
+            if names and name not in names:
+                continue
+            command = f"portcullis evaluate --study {name}{' --quick' if quick else ''}"
+            found = study(context)
+            report.write(found, output, command)
+            progress.console.print(f"{name}: {output / name}.md")
+            for finding in found.findings:
+                if finding.id not in figures:
+                    raise FiguresError(f"{FIGURES}: no row {finding.id!r}; add it with its target first")
+                update = {"value": round(finding.value, 4), "spread": finding.spread}
+                figures[finding.id] = figures[finding.id].model_copy(update=update)
+            if not quick:
+                record(found.findings, command, report.machine())
+    return list(figures.values())
