@@ -44,10 +44,10 @@ def test_the_dark_shop_is_darker_and_noisier(clothes: Dataset) -> None:
     assert steady[:, 0, 0, 0].mean() < 1 < dark[:, 0, 0, 0].mean()
 
 
-def test_the_retrying_shop_sends_every_tenth_image_again(clothes: Dataset) -> None:
+def test_the_retrying_shop_sends_some_images_again_at_once(clothes: Dataset) -> None:
     images = account("retrying", clothes, 110).images
-    repeats = [row for row in range(1, 110) if (images[row] == images[row - 1]).all()]
-    assert repeats == list(range(10, 110, 11))
+    assert any((images[row] == images[row - 1]).all() for row in range(1, 110))
+    assert len({image.tobytes() for image in images}) > 80
 
 
 def test_the_shop_in_batches_sends_32_a_request(clothes: Dataset) -> None:
