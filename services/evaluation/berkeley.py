@@ -255,7 +255,8 @@ def _natural(context: Context) -> Recording:
 def _replay(
     context: Context, accounts: Sequence[Recording] | Sequence[HonestPlan], rule: Rule, what: str
 ) -> list[Burned]:
-    return replay(accounts, rule, context.bundle, context.cache / "replays", context.progress, f"replaying: {what}")
+    cache, processes = context.cache / "replays", context.sizes.processes
+    return replay(accounts, rule, context.bundle, cache, context.progress, f"replaying: {what}", processes)
 
 
 def _encoder(

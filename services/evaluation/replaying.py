@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,7 +20,7 @@ from services.evaluation.verdicts import LEAST_QUERIES
 from services.inference.model import Model
 from services.likelihood.detector import LikelihoodDetector
 from services.similarity.detector import SimilarityDetector
-from services.training.tracing import DETECTORS, Recordable, Recording, traced_by
+from services.training.tracing import DETECTORS, Recordable, Recording, in_processes, traced_by
 from shared.bundle import Bundle
 from shared.detection import Detector, Features
 from shared.evidence import combine
@@ -57,12 +56,13 @@ class Burned:
         return 1.0 + self.rate * queries
 
 
-def burned(detector: Detector[Any], features: Features) -> Burned:
+def burned(detector: Detector[Any], features: Features, enough: int | None = None) -> Burned:
     """Replay a stream row by row, with a fresh state, a new account, whenever the detector's rule condemns.
 
     Args:
         detector: of the service.
         features: of `detector.features`, of the whole stream: no row's depends on an account.
+        enough: alarms after which the rest of the stream does not matter.
     """
     queries, state = len(features["digest"]), detector.initial()
     alarms = []
@@ -72,6 +72,8 @@ def burned(detector: Detector[Any], features: Features) -> Burned:
         if detector.rule(state.memory).flagged:
             alarms.append(row)
             state = detector.initial()
+            if len(alarms) == enough:
+                break
     return Burned(queries, tuple(alarms))
 
 
@@ -158,7 +160,7 @@ def tuned_delta(bundle: Bundle, natural: Recording, rate: float) -> float:
     """
     detector = similarity_of(bundle, 1.0)
     features = detector.features(natural.inputs, natural.logits)
-    values, *_ = detector.replay(detector.initial(), features, np.arange(len(natural.inputs)))
+    values = detector.replay(detector.initial(), features, np.arange(len(natural.inputs)))[0]
     distances = np.sort(values[np.isfinite(values[:, 0]), 0])
     allowed = int(rate * len(natural.inputs))
     # A memory that is never cleared finds no fewer pairs, so with fewer than this many there are no more alarms.
@@ -168,7 +170,7 @@ def tuned_delta(bundle: Bundle, natural: Recording, rate: float) -> float:
     low = max(float(distances[fewest]), 1e-9)
 
     def alarming(delta: float) -> bool:
-        return len(burned(similarity_of(bundle, delta), features).alarms) > allowed
+        return len(burned(similarity_of(bundle, delta), features, allowed + 1).alarms) > allowed
 
     high = 1.25 * low
     while not alarming(high):
@@ -191,7 +193,7 @@ def tuned_likelihood(bundle: Bundle, natural: Recording, rate: float) -> tuple[f
     allowed = int(rate * len(natural.inputs))
 
     def alarming(beta: float) -> bool:
-        return len(burned(likelihood_of(bundle, alpha, beta), features).alarms) > allowed
+        return len(burned(likelihood_of(bundle, alpha, beta), features, allowed + 1).alarms) > allowed
 
     high = 1.0
     while alarming(high):
@@ -200,6 +202,9 @@ def tuned_likelihood(bundle: Bundle, natural: Recording, rate: float) -> tuple[f
 
 
 # ---- many streams ----
+
+ALL = "all"
+"""In place of a detector's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,9 +232,6 @@ class Rule:
         return accounts_needed(kind.from_bundle(with_sections(bundle, **{self.detector: section})), recording)
 
 
-ALL = "all"
-
-
 class _Worker:
     """What each process holds."""
 
@@ -248,13 +250,19 @@ class _Worker:
     @classmethod
     def replay(cls, account: Recordable, rule: Rule, path: Path) -> None:
         found = rule.replayed(account.record(cls.answers))
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        partial.write_text(json.dumps(asdict(found)))
-        partial.replace(path)
+        unfinished = path.with_suffix(f".{os.getpid()}.partial")
+        unfinished.write_text(json.dumps(asdict(found)))
+        unfinished.replace(path)
 
 
 def replay(
-    accounts: Sequence[Recordable], rule: Rule, victim: Bundle, cache: Path, progress: Progress, label: str
+    accounts: Sequence[Recordable],
+    rule: Rule,
+    victim: Bundle,
+    cache: Path,
+    progress: Progress,
+    label: str,
+    processes: int | None,
 ) -> list[Burned]:
     """Accounts under a rule, in processes of one thread each; taken from `cache` where they were replayed before.
 
@@ -265,6 +273,7 @@ def replay(
         cache: folder of replays under any rules.
         progress: shows a bar.
         label: of the bar.
+        processes: 1 for this one; a process a core where None.
     """
     bundle = Bundle.load(rule.bundle)
     of_rule = f"{traced_by(bundle)} {bundle.fingerprint if rule.detector == ALL else ''} {rule.detector} "
@@ -275,11 +284,8 @@ def replay(
     missing = {path: account for account, path in zip(accounts, paths, strict=True) if not path.exists()}
     if missing:
         task = progress.add_task(label, total=len(missing))
-        context = multiprocessing.get_context("spawn")
-        workers = min(len(os.sched_getaffinity(0)), len(missing))
-        with ProcessPoolExecutor(workers, context, initializer=_Worker.load, initargs=(victim.folder,)) as pool:
-            columns = (list(missing.values()), [rule] * len(missing), list(missing))
-            for _ in pool.map(_Worker.replay, *columns):
-                progress.advance(task)
+        work = [(account, rule, path) for path, account in missing.items()]
+        for _ in in_processes(_Worker.replay, work, partial(_Worker.load, victim.folder), processes):
+            progress.advance(task)
     found = [json.loads(path.read_text()) for path in paths]
     return [Burned(one["queries"], tuple(one["alarms"])) for one in found]

@@ -37,7 +37,7 @@ PAIRS = 5
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Random networks, evidence from made-up honest accounts, and an account that five pairs close."""
-    made = detector_bundle(tmp_path_factory.mktemp("bundle"), accounts=3, queries=300)
+    made = detector_bundle(tmp_path_factory.mktemp("bundle"), accounts=3, queries=200)
     return with_sections(made, similarity=made.manifest.similarity.model_copy(update={"pairs": PAIRS}))
 
 
@@ -85,25 +85,25 @@ def test_bisection_stops_where_alarms_are_just_few_enough(rising: bool) -> None:
 
 
 def test_delta_is_the_largest_at_the_wanted_rate(bundle: Bundle) -> None:
-    natural = recording(accounts.honest(7, 500))
-    delta = tuned_delta(bundle, natural, rate=2 / 500)
+    natural = recording(accounts.honest(7, 200))
+    delta = tuned_delta(bundle, natural, rate=2 / 200)
     assert len(accounts_needed(similarity_of(bundle, delta), natural).alarms) <= 2
     assert len(accounts_needed(similarity_of(bundle, 1.02 * delta), natural).alarms) > 2
 
 
 def test_beta_is_the_smallest_at_the_wanted_rate(bundle: Bundle) -> None:
-    natural = recording(accounts.honest(7, 400))
-    alpha, beta = tuned_likelihood(bundle, natural, rate=1 / 400)
+    natural = recording(accounts.honest(7, 200))
+    alpha, beta = tuned_likelihood(bundle, natural, rate=1 / 200)
     detector = Rule(bundle.folder, "likelihood", {"benign_mean": alpha, "beta": beta})
     assert len(detector.replayed(natural).alarms) <= 1
 
 
 def test_swapped_streams_make_the_figures_collapse(bundle: Bundle) -> None:
-    honest, attack = recording(accounts.honest(8, 400)), recording(accounts.crafted(8, 400))
-    right = similarity_of(bundle, tuned_delta(bundle, honest, rate=1 / 400))
-    assert len(accounts_needed(right, attack).alarms) > 20 * max(len(accounts_needed(right, honest).alarms), 1)
+    honest, attack = recording(accounts.honest(8, 200)), recording(accounts.crafted(8, 200))
+    right = similarity_of(bundle, tuned_delta(bundle, honest, rate=1 / 200))
+    assert len(accounts_needed(right, attack).alarms) > 10 * max(len(accounts_needed(right, honest).alarms), 1)
     # Tuned on the attack as if it were honest, the rule lets nearly all of it pass.
-    swapped = similarity_of(bundle, tuned_delta(bundle, attack, rate=1 / 400))
+    swapped = similarity_of(bundle, tuned_delta(bundle, attack, rate=1 / 200))
     assert len(accounts_needed(swapped, attack).alarms) <= 1
 
 
@@ -136,10 +136,10 @@ def test_replays_are_kept(bundle: Bundle, tmp_path_factory: pytest.TempPathFacto
     sent = recording(accounts.crafted(1, 60))
     rule = Rule(bundle.folder, SimilarityDetector.name, {"delta": 0.05, "pairs": PAIRS})
     with Progress(disable=True) as progress:
-        first = replay([sent], rule, bundle, cache, progress, "replaying")
+        first = replay([sent], rule, bundle, cache, progress, "replaying", 1)
         (path,) = cache.rglob("*.json")
         written = path.stat().st_mtime_ns
-        again = replay([sent], rule, bundle, cache, progress, "replaying")
+        again = replay([sent], rule, bundle, cache, progress, "replaying", 1)
     assert first == again == [accounts_needed(similarity_of(bundle, 0.05), sent)]
     assert path.stat().st_mtime_ns == written
 
