@@ -46,9 +46,8 @@ VALIDATION = 100
 """Malicious samples that the defender has, and as many honest ones (section 5.3)."""
 VALIDATION_SEED = 500
 """Added to a seed of randomness: the defender's samples are of an attacker of his own."""
-COLLUDERS = 10
-"""Accounts of one attacker (section 5.6.1 does not say how many)."""
-COLLUDING = "JBDA-TR, colluding"
+COLLUDERS = (10, 50)
+"""Accounts of one attacker (section 5.6.1 does not say how many): relatives share the few, hardly ever the many."""
 HONEST_STREAM = "honest"
 
 
@@ -554,6 +553,10 @@ def _strength_table(outcomes: Sequence[Outcome]) -> Table:
 Accounts = Mapping[str, Sequence[Verdict]]
 
 
+def _over(accounts: int) -> str:
+    return f"{JBDA_TR} over {accounts} accounts"
+
+
 def _accounts(context: Context, streams: Streams, seed: int) -> Accounts:
     """Verdicts by kind of stream."""
     bundle, data = context.bundle, context.splits.test
@@ -564,7 +567,7 @@ def _accounts(context: Context, streams: Streams, seed: int) -> Accounts:
     return {
         HONEST_STREAM: [verdict(bundle, honest)],
         **{name: [verdict(bundle, mine[name].recording)] for name in NAMES},
-        COLLUDING: [verdict(bundle, part) for part in colluding(mine[JBDA_TR], COLLUDERS)],
+        **{_over(count): [verdict(bundle, part) for part in colluding(mine[JBDA_TR], count)] for count in COLLUDERS},
     }
 
 
@@ -590,8 +593,8 @@ def _accounts_table(bundle: Bundle, accounts: Mapping[int, Accounts]) -> Table:
         ["account", "accounts", "W at the end", "smallest W", "PRADA condemns", "suspicion S", "TMSP condemns"],
         rows,
         f"By the bundle's own thresholds: W below {section.prada.delta:.3f}, S above {section.tmsp.suspicion:.3f}, "
-        f"each set so that few honest accounts of every kind are condemned. {COLLUDING}: one attacker's queries over "
-        f"{COLLUDERS} accounts, relatives apart. The paper has PRADA condemn the synthetic stream alone.",
+        f"each set so that few honest accounts of every kind are condemned. Over several accounts, relatives apart, an "
+        "attacker sends what one alone would have sent. The paper has PRADA condemn the synthetic stream alone.",
     )
 
 
@@ -613,6 +616,7 @@ def _distribution_picture(context: Context, name: str, found: Outcome, samples: 
                 honest = label == HONEST_STREAM
                 axis.plot(values, shares, color=HONEST if honest else ATTACKS[label], label=label, linewidth=1.8)
             axis.set(title=title, xlabel="largest softmax probability", ylim=(0, 1))
+            axis.locator_params(axis="x", nbins=6)
             axis.grid(alpha=0.25)
         axes[0].set_ylabel("share of queries at or below")
         axes[1].axvline(constants.threshold, color=NEUTRAL, linestyle="--", linewidth=1, label="lambda")
@@ -630,10 +634,13 @@ def _distances_picture(context: Context, name: str, accounts: Accounts) -> Pictu
         "(a) honest": (accounts[HONEST_STREAM][0], HONEST),
         "(b) synthetic: JBDA-TR": (accounts[JBDA_TR][0], ATTACKS[JBDA_TR]),
         "(c) surrogate: KnockoffNets": (accounts[KNOCKOFF][0], ATTACKS[KNOCKOFF]),
-        f"(d) JBDA-TR, one of {COLLUDERS} accounts": (accounts[COLLUDING][0], ATTACKS["colluding"]),
+        **{
+            f"({letter}) JBDA-TR, one of {count} accounts": (accounts[_over(count)][0], ATTACKS["colluding"])
+            for letter, count in zip("de", COLLUDERS, strict=True)
+        },
     }
     file = f"{name}-distances.png"
-    with drawn(context.output / file, columns=len(panels), width=3.4) as axes:
+    with drawn(context.output / file, columns=len(panels), width=3.2) as axes:
         largest = max(float(one.distances.max(initial=1.0)) for one, _ in panels.values())
         for axis, (title, (one, colour)) in zip(axes, panels.items(), strict=True):
             axis.hist(
