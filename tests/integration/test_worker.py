@@ -72,25 +72,6 @@ def assert_same(found: Signals, expected: Signals) -> None:
     assert all(same_signal(found[identity], expected[identity]) for identity in expected)
 
 
-def test_a_worker_killed_in_mid_stream_ends_with_the_signals_of_an_uninterrupted_run(
-    broker: Broker, prefix: str, signals: SignalReader, tmp_path: Path
-) -> None:
-    batches = list(query_stream(seed=7, batches=800))
-    total = expected_signals(batches)
-    produce_queries(broker.address, prefix, batches)
-    with running_worker(broker.address, prefix, tmp_path, take_records="8") as worker:
-        for share in (0.2, 0.6):
-            signals.until_found(int(share * total), timeout=60)
-            worker.kill()
-            signals.poll(1.0)
-            before = len(signals.found)
-            assert before < total, "the worker had finished before it was killed; send it more"
-            worker.start()
-            signals.until_found(before + 1, timeout=15)
-        signals.until_found(total, timeout=60)
-    assert_same(signals.found, uninterrupted(broker.address, batches, tmp_path / "reference"))
-
-
 def test_every_shipped_detector_killed_in_mid_stream_ends_with_the_signals_of_an_uninterrupted_run(
     broker: Broker, prefix: str, signals: SignalReader, tmp_path: Path
 ) -> None:
