@@ -7,7 +7,7 @@ used: the detectors are judged by those, and must not know them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from rich.progress import Progress
 from torch import Tensor, nn
 from torch.nn import functional
 
+from services.training.foreign import drawings, shuffled
 from shared.cameras import Images, photograph, varied_shots
 from shared.datasets import Dataset
 from shared.networks import device, images
@@ -34,8 +35,9 @@ MOST_ROUNDS = 3
 CRAFTED_AT_ONCE = 256
 REPHOTOGRAPHED = 0.4
 """Share that a camera of its own then changes, as an attacker does who blinds his queries (TR 2021-126, VII-A)."""
-BLENDED, SYNTHETIC = 0.1, 0.1
-"""Shares of blends of two images (binary search for a border) and of images from a generator that saw none."""
+BLENDED, SYNTHETIC, DRAWN, SHUFFLED = 0.1, 0.1, 0.1, 0.1
+"""Shares of blends of two images (binary search for a border), of images from a generator that saw none, and of foreign
+ones, drawn and put together from patches; all others are perturbed along a copy's gradient."""
 
 CopyBuilder = Callable[[tuple[int, ...], int], nn.Module]
 
@@ -213,13 +215,7 @@ def crafted_images(data: Dataset, samples: int, seed: int, progress: Progress | 
     while made < samples:
         # Few samples, too, are of many kinds.
         n = min(CRAFTED_AT_ONCE, samples - made, max(samples // 20, 1))
-        kind = random.random()
-        if kind < BLENDED:
-            part = _blended(data, n, random)
-        elif kind < BLENDED + SYNTHETIC:
-            part = _synthetic(data.images.shape[1:], n, random)
-        else:
-            part = _perturbed(copies[random.integers(len(copies))], data, n, random)
+        part = _crafted(data, copies, n, random)
         if random.random() < REPHOTOGRAPHED:
             part = photograph(part, varied_shots(n, random), random)
         parts.append(part)
@@ -227,6 +223,20 @@ def crafted_images(data: Dataset, samples: int, seed: int, progress: Progress | 
         if progress and task is not None:
             progress.advance(task, n)
     return np.concatenate(parts)
+
+
+def _crafted(data: Dataset, copies: Sequence[nn.Module], n: int, random: np.random.Generator) -> Images:
+    """n images of one kind, drawn by the kinds' shares."""
+    shape, kind = data.images.shape[1:], random.random()
+    if kind < BLENDED:
+        return _blended(data, n, random)
+    if kind < BLENDED + SYNTHETIC:
+        return _synthetic(shape, n, random)
+    if kind < BLENDED + SYNTHETIC + DRAWN:
+        return drawings(shape, n, random)
+    if kind < BLENDED + SYNTHETIC + DRAWN + SHUFFLED:
+        return shuffled(data.images[random.choice(len(data), n, replace=n > len(data))], random)
+    return _perturbed(copies[int(random.integers(len(copies)))], data, n, random)
 
 
 def _perturbed(copy: nn.Module, data: Dataset, n: int, random: np.random.Generator) -> Images:
