@@ -14,9 +14,9 @@ from shared.bundle import MANIFEST, Bundle, BundleError
 
 FIXED_BATCH = 24
 """Rows of every forward pass of a detector. The last bit of a result depends on the batch's size (libraries pick their
-kernels by it), and on the row's place where kernels cut a matrix into blocks of rows and the last block is smaller. It is
-a multiple of the blocks in use (4, 6, 8, 12: of 8 rows, AVX2 treats the last two otherwise), so that a replay cut
-at other places gives equal bits."""
+kernels by it), and on the row's place where kernels cut a matrix into blocks of rows and the last block is smaller. It
+is a multiple of the blocks in use (4, 6, 8, 12: of 8 rows, AVX2 treats the last two otherwise), so that a replay that
+is cut at other places gives equal bits."""
 
 LARGEST_GRID = 8
 """Cells a side of the last feature map that a fully connected layer sees; larger ones are averaged down to it, or that

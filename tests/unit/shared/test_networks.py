@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +17,10 @@ from shared.networks import FIXED_BATCH, device, images, in_fixed_batches, load_
 
 def network() -> nn.Module:
     torch.manual_seed(1)
-    return nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 16))
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(),
+        nn.Linear(8 * 36, 64), nn.ReLU(), nn.Linear(64, 1), nn.Linear(1, 16),
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +39,19 @@ def test_a_rows_result_has_the_same_bits_in_any_company(loaded: nn.Module, rows:
     for row in range(rows):
         assert in_fixed_batches(loaded, inputs[row : row + 1]).tobytes() == together[row].tobytes()
     np.testing.assert_array_equal(in_fixed_batches(loaded, inputs[::-1]), together[::-1])
+
+
+@pytest.mark.parametrize("instructions", ["AVX2", "AVX512"])
+def test_so_it_has_on_processors_of_other_kinds(instructions: str) -> None:
+    """As far as this machine has the instructions: a library that is told so cuts matrices as it would there."""
+    again = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "same_bits_in_any_company"]
+    environment = os.environ | {
+        "MKL_ENABLE_INSTRUCTIONS": instructions,
+        "ONEDNN_MAX_CPU_ISA": {"AVX2": "AVX2", "AVX512": "AVX512_CORE"}[instructions],
+    }
+    done = subprocess.run(again, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout
+    assert "5 passed" in done.stdout
 
 
 def test_a_network_comes_back_from_its_tensors_ready_to_infer(loaded: nn.Module) -> None:
