@@ -2,39 +2,83 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from services.evaluation.streams import Attacker
 from services.redteam.attack import Attack
-from services.redteam.jacobian import JbaPgd, JbdaTr, JbTop3
+from services.redteam.dfme import Dfme
+from services.redteam.jacobian import Cloudleak, JacobianAttack, JbaBs, JbaCw, JbaPgd, Jbda, JbdaTr, JbTop3
 from services.redteam.knockoff import KnockoffNets
-from services.redteam.substitute import Images
+from services.redteam.substitute import Images, Shape, shape_of
 from shared.datasets import Dataset
 
-RADII = (4 / 255, 0.03, 0.1, 0.2, 0.3)
-"""L-infinity norm of the perturbation, pixels in [0, 1]."""
-SEED_COUNTS = (50, 150, 500)
-CRAFTED = 600
-"""Queries after the seeds: twice what an attacker may send before the verdict."""
 REQUEST_ROWS = 64
+DATA_FREE_BATCH = 32
+"""An eighth of the authors' own: a stream of a tenth of the report's budget holds as many rounds."""
+CLOUDLEAK_WEIGHTS = (10.0, 30.0, 100.0)
+"""Of its triplet loss: how far an image may go for another's features."""
+
+Bounded = type[Jbda] | type[JbdaTr] | type[JbaPgd] | type[JbTop3] | type[JbaBs]
+EVERYWHERE: tuple[Bounded, ...] = (JbdaTr, JbaPgd, JbTop3)
+"""Sent from few seeds and from many."""
+FROM_SOME: tuple[Bounded, ...] = (Jbda, JbaBs)
+"""Sent from the middle number of seeds only, as are the attacks that have no radius: crafting for them takes long."""
 
 
 @dataclass(frozen=True, slots=True)
 class Jacobian:
     """Builds a Jacobian attack whose step keeps its paper's ratio to the radius."""
 
-    kind: type[JbdaTr] | type[JbaPgd] | type[JbTop3]
+    kind: Bounded
     seeds: Images
     radius: float
 
     def __call__(self, random: np.random.Generator) -> Attack:
         """The attack."""
+        if issubclass(self.kind, Jbda):
+            return self.kind(self.seeds, step=self.radius, request_rows=REQUEST_ROWS)
         standard = self.kind(self.seeds[:1])
         step = standard.step * self.radius / standard.radius
         return self.kind(self.seeds, radius=self.radius, step=step, request_rows=REQUEST_ROWS)
+
+
+@dataclass(frozen=True, slots=True)
+class Seeded:
+    """Builds an attack that starts from natural images, at the strength that is its own paper's."""
+
+    kind: Callable[..., JacobianAttack]
+    seeds: Images
+
+    def __call__(self, random: np.random.Generator) -> Attack:
+        """The attack."""
+        return self.kind(self.seeds, request_rows=REQUEST_ROWS)
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureFool:
+    """Builds Cloudleak at a strength."""
+
+    seeds: Images
+    weight: float
+
+    def __call__(self, random: np.random.Generator) -> Attack:
+        """The attack."""
+        return Cloudleak(self.seeds, weight=self.weight, request_rows=REQUEST_ROWS)
+
+
+@dataclass(frozen=True, slots=True)
+class DataFree:
+    """Builds DFME."""
+
+    shape: Shape
+    batch: int = DATA_FREE_BATCH
+
+    def __call__(self, random: np.random.Generator) -> Attack:
+        """The attack; a round is asked in one request."""
+        return Dfme(self.shape, batch=self.batch, request_rows=REQUEST_ROWS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,19 +106,28 @@ def attackers(
         data: natural images of the victim's kind, to start from.
         foreign: natural images of another kind.
         seeds: of randomness; each makes attackers of its own.
-        radii: of the Jacobian attacks.
+        radii: of the attacks that have one.
         counts: natural seeds of the Jacobian attacks.
         crafted: queries after the natural seeds.
     """
-    found = []
-    for seed in seeds:
-        for count in counts:
+    return [attacker for seed in seeds for attacker in _of_seed(data, foreign, seed, radii, counts, crafted)]
+
+
+def _of_seed(
+    data: Dataset, foreign: Dataset, seed: int, radii: Sequence[float], counts: Sequence[int], crafted: int
+) -> Iterator[Attacker]:
+    middle = counts[len(counts) // 2]
+    for count in counts:
+        natural = natural_seeds(data, count, seed)
+        for kind in (*EVERYWHERE, *(FROM_SOME if count == middle else ())):
             for radius in radii:
-                for kind in (JbdaTr, JbaPgd, JbTop3):
-                    strength = f"radius {radius:.3g}"
-                    build = Jacobian(kind, natural_seeds(data, count, seed), radius)
-                    found.append(Attacker(kind.name, strength, count, count + crafted, seed, build))
-        found.append(
-            Attacker(KnockoffNets.name, "digits", 0, crafted, seed, Knockoff(natural_seeds(foreign, crafted, seed)))
-        )
-    return found
+                build = Jacobian(kind, natural, radius)
+                yield Attacker(kind.name, f"radius {radius:.3g}", count, count + crafted, seed, build)
+    natural = natural_seeds(data, middle, seed)
+    for weight in CLOUDLEAK_WEIGHTS:
+        cloudleak = FeatureFool(natural, weight)
+        yield Attacker(Cloudleak.name, f"weight {weight:g}", middle, middle + crafted, seed, cloudleak)
+    yield Attacker(JbaCw.name, "smallest that succeeds", middle, middle + crafted, seed, Seeded(JbaCw, natural))
+    yield Attacker(Dfme.name, "no data", 0, crafted, seed, DataFree(shape_of(data.images)))
+    surrogate = Knockoff(natural_seeds(foreign, crafted, seed))
+    yield Attacker(KnockoffNets.name, "digits", 0, crafted, seed, surrogate)

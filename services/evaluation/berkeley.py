@@ -13,13 +13,13 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
+from services.evaluation.attackers import DATA_FREE_BATCH
 from services.evaluation.context import Context
 from services.evaluation.drawing import ATTACKS, HONEST, NEUTRAL, drawn, mean_and_spread, seeds_in_words
 from services.evaluation.figures import Finding
 from services.evaluation.papers_attackers import (
     ADAPTIVE,
     BLINDED,
-    DATA_FREE_BATCH,
     FILTERED,
     ON_OTHERS,
     ON_SEEDS,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -15,11 +15,15 @@ from services.evaluation.streams import Attacker, Stream, record
 from services.evaluation.verdicts import Judge
 from services.inference.model import Model
 from services.redteam.substitute import Images, Yardstick
+from services.training.bundling import QUICK as QUICK_PLAN
+from services.training.bundling import Plan
 from services.training.tracing import HonestPlan, Recordable, Tracer, Traces, populations
 from shared.bundle import Bundle
 from shared.datasets import Dataset, Splits
 
 YARDSTICK_IMAGES = 2_000
+DIGITS = Plan(architecture="lenet5", calibration_accounts=84, holdout_accounts=84, queries=1_000, holdout_queries=1_000)
+"""There are fewer digits than clothes, and AMAO's tables need no evidence of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +45,15 @@ class Sizes:
         held: accounts and queries of each that stand for the bundle's own calibration and holdout accounts; those
             themselves where None.
         processes: for recording and replaying; one a core where None.
+        digits: the plan of the bundle of digits.
+        encoder_epochs: of a similarity encoder with other positives, as a classifier and contrastive.
     """
 
     seeds: Sequence[int] = (1, 2, 3)
     radii: Sequence[float] = (4 / 255, 0.03, 0.1, 0.2, 0.3)
     seed_counts: Sequence[int] = (50, 150, 500)
     crafted: int = 600
-    long_crafted: int = 5_000
+    long_crafted: int = 2_000
     honest_accounts: int = 308
     honest_queries: int = 10_000
     samples: int = 2_000
@@ -56,11 +62,14 @@ class Sizes:
     kinds_left_out: int | None = None
     held: tuple[int, int] | None = None
     processes: int | None = None
+    digits: Plan = DIGITS
+    encoder_epochs: tuple[int, int] = (DIGITS.similarity_epochs, DIGITS.contrastive_epochs)
 
 
 QUICK = Sizes(
     seeds=(1,), radii=(0.1,), seed_counts=(50,), crafted=50, long_crafted=200, honest_accounts=14, honest_queries=80,
     samples=200, drawn_accounts=1, drawn_queries=60, kinds_left_out=1, held=(28, 50), processes=1,
+    digits=replace(QUICK_PLAN, architecture="lenet5"), encoder_epochs=(1, 1),
 )  # fmt: skip
 """Minutes, to see that everything runs; its numbers say little."""
 
@@ -139,4 +148,9 @@ class Context:
 
     def traces(self, accounts: Sequence[Recordable], label: str) -> list[Traces]:
         """The accounts in the eyes of every detector."""
-        return Tracer(self.bundle, self.cache / "traces", self.progress, self.sizes.processes).trace(accounts, label)
+        return Tracer(self.bundle, self.trace_cache, self.progress, self.sizes.processes).trace(accounts, label)
+
+    @property
+    def trace_cache(self) -> Path:
+        """Folder of traces, of any bundles."""
+        return self.cache / "traces"

@@ -28,26 +28,27 @@ DOTS_PER_INCH = 110
 
 
 @contextmanager
-def drawn(path: Path, columns: int = 1, width: float = 4.4, height: float = 3.6) -> Iterator[Any]:
-    """Draws a picture of panels side by side, and saves it at the end.
+def drawn(path: Path, columns: int = 1, width: float = 4.4, height: float = 3.6, rows: int = 1) -> Iterator[Any]:
+    """Draws a picture of panels side by side, in one row or more, and saves it at the end.
 
     Args:
         path: PNG to write; its folder is made where it is missing.
-        columns: panels.
+        columns: panels of a row.
         width: of each, inches.
         height: of each, inches.
+        rows: of panels.
 
     Yields:
-        [columns] axes.
+        [rows * columns] axes.
     """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, columns, figsize=(width * columns, height), squeeze=False)
+    figure, axes = pyplot.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False)
     try:
-        yield axes[0]
+        yield axes.ravel()
         figure.tight_layout()
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=DOTS_PER_INCH)

@@ -8,14 +8,14 @@ from types import MappingProxyType
 
 import numpy as np
 
-from services.evaluation.attackers import REQUEST_ROWS
+from services.evaluation.attackers import DataFree, Seeded
 from services.evaluation.streams import Attacker
 from services.redteam.adaptive import Filtered, SubstituteDetector, train_encoder
 from services.redteam.attack import Account, Ask, Attack, AttackReport, Loot, Progress, Questions, Route
 from services.redteam.blinding import AUTO_ENCODER, BLINDINGS, Blinded, Strength, blinding
 from services.redteam.dfme import Dfme
 from services.redteam.jacobian import Cloudleak, JacobianAttack, JbaBs, JbaCw, JbaPgd, JbdaTr, JbTop3
-from services.redteam.substitute import Images, Shape, Substitute, Yardstick, shape_of
+from services.redteam.substitute import Substitute, Yardstick, shape_of
 from shared.datasets import Dataset
 
 Build = Callable[[np.random.Generator], Attack]
@@ -31,32 +31,6 @@ OTHER_IMAGES = 5_000
 """Of the victim's kind, which an attacker may have beside his seeds."""
 ENCODER_EFFORT = 4
 """Images shown to the attacker's own encoder in each stage of its training, for each query that he crafts."""
-DATA_FREE_BATCH = 32
-"""An eighth of the authors' own: a stream of a tenth of the report's budget holds as many rounds."""
-
-
-@dataclass(frozen=True, slots=True)
-class Seeded:
-    """Builds an attack that starts from natural images, at the strength that is its own paper's."""
-
-    kind: Callable[..., JacobianAttack]
-    seeds: Images
-
-    def __call__(self, random: np.random.Generator) -> Attack:
-        """The attack."""
-        return self.kind(self.seeds, request_rows=REQUEST_ROWS)
-
-
-@dataclass(frozen=True, slots=True)
-class DataFree:
-    """Builds DFME."""
-
-    shape: Shape
-    batch: int
-
-    def __call__(self, random: np.random.Generator) -> Attack:
-        """The attack; a round is asked in one request."""
-        return Dfme(self.shape, batch=self.batch, request_rows=REQUEST_ROWS)
 
 
 class Disguised(Attack):
@@ -202,7 +176,7 @@ def report_attackers(
     for seed in randomness:
         seeds = seeds_of(natural, count, seed)
         elsewhere = seeds_of(others, min(OTHER_IMAGES, len(others)), seed)
-        data_free = DataFree(shape_of(natural.images), DATA_FREE_BATCH)
+        data_free = DataFree(shape_of(natural.images))
         builds: dict[str, Build] = {name: Seeded(kind, seeds.images) for name, kind in SEEDED.items()}
         for name, build in (builds | {Dfme.name: data_free}).items():
             own = 0 if name == Dfme.name else count

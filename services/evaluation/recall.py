@@ -10,8 +10,9 @@ import numpy as np
 from services.evaluation.attackers import attackers
 from services.evaluation.baselines import PAPER_RULES
 from services.evaluation.context import Context
+from services.evaluation.drawing import ATTACKS, NEUTRAL, drawn, mean_and_spread
 from services.evaluation.figures import Finding
-from services.evaluation.report import Picture, Study, Table
+from services.evaluation.report import Cell, Picture, Study, Table
 from services.evaluation.streams import Stream, mixed
 from services.evaluation.verdicts import attack_queries_until, first_alarm
 from services.redteam.substitute import Substitute, Yardstick
@@ -23,10 +24,14 @@ RECALL_QUERIES = 300
 MIXED_QUERIES = 500
 """The same where honest queries are mixed in (decision-mixed)."""
 MIXED_SHARE = 0.875
+PICTURE_COLUMNS = 3
 EQUAL_RATE = 0.01
 """Share of honest accounts that each rule may condemn where rules are compared."""
 
 Untils = Sequence[int | None]
+"""Of each attacker, his queries until the verdict; None where it never came."""
+CAUGHT_COLUMNS = ("attackers", f"caught within {RECALL_QUERIES}, %", "median", "95th percentile")
+UNTIL_NOTE = "Attack queries until the answers are spoiled; natural seeds and honest queries are not counted."
 
 
 def recalled(untils: Untils, within: int) -> int:
@@ -41,21 +46,24 @@ def _quantile(untils: Untils, share: float) -> str:
     return "never" if np.isinf(value) else f"{value:,.0f}"
 
 
-def _row(name: Sequence[str | int], untils: Untils, within: int) -> list[str | int | float | None]:
+def recall_row(name: Sequence[str | int], untils: Untils, within: int) -> list[Cell]:
+    """A row under `CAUGHT_COLUMNS`, after the columns of its name."""
     caught = recalled(untils, within)
     return [*name, len(untils), 100 * caught / len(untils), _quantile(untils, 0.5), _quantile(untils, 0.95)]
 
 
-def _grouped(streams: Sequence[Stream], untils: Untils, key: Callable[[Stream], tuple[str | int, ...]]) -> Mapping[
-    tuple[str | int, ...], list[int | None]
-]:  # fmt: skip
+def grouped(
+    streams: Sequence[Stream], untils: Untils, key: Callable[[Stream], tuple[str | int, ...]]
+) -> Mapping[tuple[str | int, ...], list[int | None]]:
+    """Each group's `untils`, by key."""
     groups: dict[tuple[str | int, ...], list[int | None]] = defaultdict(list)
     for stream, until in zip(streams, untils, strict=True):
         groups[key(stream)].append(until)
     return groups
 
 
-def _untils(context: Context, streams: Sequence[Stream], traces: Sequence[Traces]) -> list[int | None]:
+def attack_queries(context: Context, streams: Sequence[Stream], traces: Sequence[Traces]) -> list[int | None]:
+    """Queries of the attack proper until the decision spoils each attacker's answers."""
     alarms = context.judge.first_alarms(traces)
     return [attack_queries_until(alarm, s.attacking) for alarm, s in zip(alarms, streams, strict=True)]
 
@@ -65,7 +73,8 @@ def _spread(untils: Untils, within: int) -> str:
     return f"{100 * lower:.1f} to {100 * upper:.1f} of {len(untils)} attackers"
 
 
-def _finding(name: str, untils: Untils, within: int) -> Finding:
+def finding(name: str, untils: Untils, within: int) -> Finding:
+    """The share that was caught, %."""
     return Finding(name, 100 * recalled(untils, within) / len(untils), _spread(untils, within))
 
 
@@ -77,24 +86,22 @@ def study(context: Context) -> Study:
         "attackers: recording",
     )
     traces = context.traces([stream.recording for stream in streams], "attackers: detectors")
-    untils = _untils(context, streams, traces)
+    untils = attack_queries(context, streams, traces)
     mixed_streams, mixed_untils = _mixed(context, streams)
-    by_strength = _grouped(streams, untils, lambda s: (s.attacker.attack, s.attacker.strength))
-    by_count = _grouped(streams, untils, lambda s: (s.attacker.attack, s.attacker.seeds))
-    hidden = _grouped(mixed_streams, mixed_untils, lambda s: (s.attacker.attack, s.attacker.strength))
-    columns = ["attackers", f"caught within {RECALL_QUERIES}, %", "median", "95th percentile"]
-    note = "Attack queries until the answers are spoiled; natural seeds and honest queries are not counted."
+    by_strength = grouped(streams, untils, lambda s: (s.attacker.attack, s.attacker.strength))
+    by_count = grouped(streams, untils, lambda s: (s.attacker.attack, s.attacker.seeds))
+    hidden = grouped(mixed_streams, mixed_untils, lambda s: (s.attacker.attack, s.attacker.strength))
     tables = [
-        Table("By strength", ["attack", "strength", *columns], [
-            _row(name, group, RECALL_QUERIES) for name, group in sorted(by_strength.items())
-        ], note),
-        Table("By the number of natural seeds", ["attack", "seeds", *columns], [
-            _row(name, group, RECALL_QUERIES) for name, group in sorted(by_count.items())
+        Table("By strength", ["attack", "strength", *CAUGHT_COLUMNS], [
+            recall_row(name, group, RECALL_QUERIES) for name, group in sorted(by_strength.items())
+        ], UNTIL_NOTE),
+        Table("By the number of natural seeds", ["attack", "seeds", *CAUGHT_COLUMNS], [
+            recall_row(name, group, RECALL_QUERIES) for name, group in sorted(by_count.items())
         ]),
         Table(
             f"{MIXED_SHARE:.1%} honest queries mixed in",
             ["attack", "strength", "attackers", f"caught within {MIXED_QUERIES}, %", "median", "95th percentile"],
-            [_row(name, group, MIXED_QUERIES) for name, group in sorted(hidden.items())],
+            [recall_row(name, group, MIXED_QUERIES) for name, group in sorted(hidden.items())],
         ),
         _rules(context, streams, traces),
         _copies(context, streams, untils),
@@ -109,8 +116,8 @@ def study(context: Context) -> Study:
         tables=tables,
         pictures=_pictures(context, streams, traces),
         findings=[
-            _finding("decision-recall", untils, RECALL_QUERIES),
-            _finding("decision-mixed", mixed_untils, MIXED_QUERIES),
+            finding("decision-recall", untils, RECALL_QUERIES),
+            finding("decision-mixed", mixed_untils, MIXED_QUERIES),
         ],
     )
 
@@ -119,20 +126,16 @@ def _mixed(context: Context, streams: Sequence[Stream]) -> tuple[list[Stream], l
     """The attackers that started from the middle number of seeds, each among honest queries of its own."""
     counts = context.sizes.seed_counts
     middle = counts[len(counts) // 2]
-    chosen = [stream for stream in streams if stream.attacker.seeds in (0, middle)]
+    chosen = [s.until(s.attacker.seeds + MIXED_QUERIES) for s in streams if s.attacker.seeds in (0, middle)]
     hidden = []
     for number, stream in enumerate(chosen):
         random = np.random.default_rng([stream.attacker.seed, number])
         needed = round(len(stream) * MIXED_SHARE / (1 - MIXED_SHARE))
         plan = honest_plans(context.splits.test, number + 1, needed, seed=7_000 + stream.attacker.seed)[number]
         images = plan.account().images
-        hidden.append(mixed(stream, Recording(images, _logits(context, images)), MIXED_SHARE, random))
+        hidden.append(mixed(stream, Recording(images, context.logits(images)), MIXED_SHARE, random))
     traces = context.traces([stream.recording for stream in hidden], "attackers among honest queries: detectors")
-    return hidden, _untils(context, hidden, traces)
-
-
-def _logits(context: Context, images: np.ndarray) -> np.ndarray:
-    return np.concatenate([context.model.logits(images[i : i + 256]) for i in range(0, len(images), 256)])
+    return hidden, attack_queries(context, hidden, traces)
 
 
 def _rules(context: Context, streams: Sequence[Stream], traces: Sequence[Traces]) -> Table:
@@ -143,11 +146,11 @@ def _rules(context: Context, streams: Sequence[Stream], traces: Sequence[Traces]
     largest = np.array([path.max(initial=0.0) for path in judge.paths(honest)])
     equal = np.sort(largest)[::-1][int(EQUAL_RATE * len(largest))] + 1e-9
     names = sorted({stream.attacker.attack for stream in streams})
-    rows: list[list[str | int | float | None]] = []
+    rows: list[list[Cell]] = []
 
     def add(name: str, alarms: Sequence[int | None]) -> None:
         found = [attack_queries_until(alarm, s.attacking) for alarm, s in zip(alarms, streams, strict=True)]
-        groups = _grouped(streams, found, lambda s: (s.attacker.attack,))
+        groups = grouped(streams, found, lambda s: (s.attacker.attack,))
         rows.append([name, *(f"{_quantile(groups[n,], 0.5)} ({_caught(groups[n,])})" for n in names), _caught(found)])
 
     add("evidence, the bundle's threshold", judge.first_alarms(traces))
@@ -171,20 +174,17 @@ def _caught(untils: Untils) -> str:
 
 def _copies(context: Context, streams: Sequence[Stream], untils: Untils) -> Table:
     """What the attacker has when his answers begin to be spoiled, and what he would have had at the end."""
-    clean = context.clean
-    labels = _logits(context, clean.images).argmax(axis=1)
-    yardstick = Yardstick(clean.images, labels, clean.labels)
     counts = context.sizes.seed_counts
     seen: set[tuple[str, str]] = set()
-    rows: list[list[str | int | float | None]] = []
+    rows: list[list[Cell]] = []
     for stream, until in zip(streams, untils, strict=True):
         name = (stream.attacker.attack, stream.attacker.strength)
         if stream.attacker.seeds not in (0, counts[len(counts) // 2]) or name in seen:
             continue
         seen.add(name)
         verdict = len(stream) if until is None else stream.attacker.seeds + until
-        whole = _copy_accuracy(stream, len(stream), yardstick)
-        rows.append([*name, verdict, _copy_accuracy(stream, verdict, yardstick), len(stream), whole])
+        whole = _copy_accuracy(stream, len(stream), context.yardstick)
+        rows.append([*name, verdict, _copy_accuracy(stream, verdict, context.yardstick), len(stream), whole])
     return Table(
         "The substitute's accuracy at the verdict",
         ["attack", "strength", "queries", "accuracy, %", "queries undefended", "accuracy undefended, %"],
@@ -192,6 +192,12 @@ def _copies(context: Context, streams: Sequence[Stream], untils: Untils) -> Tabl
         "Of the first random seed and the middle number of natural seeds; the victim's own accuracy is "
         f"{100 * context.bundle.manifest.model.test_accuracy:.1f}%.",
     )
+
+
+def last_copies(streams: Sequence[Stream]) -> str:
+    """Accuracy of the copies at the ends of streams, %: mean and standard deviation."""
+    values = [100 * float(stream.copies[-1, 2]) for stream in streams if len(stream.copies)]
+    return mean_and_spread(values) if values else "not measured"
 
 
 def _copy_accuracy(stream: Stream, queries: int, yardstick: Yardstick) -> float:
@@ -204,26 +210,18 @@ def _copy_accuracy(stream: Stream, queries: int, yardstick: Yardstick) -> float:
 
 def _pictures(context: Context, streams: Sequence[Stream], traces: Sequence[Traces]) -> list[Picture]:
     """Evidence over attack queries, one line an attacker."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     names = sorted({stream.attacker.attack for stream in streams})
-    figure, axes = pyplot.subplots(1, len(names), figsize=(3.6 * len(names), 3.4), sharey=True, squeeze=False)
     paths = context.judge.paths(traces)
-    for axis, name in zip(axes[0], names, strict=True):
-        for stream, path, account in zip(streams, paths, traces, strict=True):
-            if stream.attacker.attack == name:
-                rows = next(iter(account.values())).rows
-                axis.plot(
-                    np.cumsum(stream.attacking)[rows], path / np.log(10), color="#b3372b", alpha=0.25, linewidth=1
-                )
-        axis.axhline(context.judge.log_threshold / np.log(10), color="#333333", linestyle="--", linewidth=1)
-        axis.set(title=name, xlabel="attack queries", xlim=(0, context.sizes.crafted))
-    axes[0][0].set_ylabel("evidence, powers of ten")
-    figure.tight_layout()
-    context.output.mkdir(parents=True, exist_ok=True)
-    figure.savefig(context.output / "recall.png", dpi=110)
-    pyplot.close(figure)
+    with drawn(context.output / "recall.png", columns=PICTURE_COLUMNS, rows=-(-len(names) // PICTURE_COLUMNS)) as axes:
+        for axis, name in zip(axes, names, strict=False):
+            for stream, path, account in zip(streams, paths, traces, strict=True):
+                if stream.attacker.attack == name:
+                    rows = next(iter(account.values())).rows
+                    sent = np.cumsum(stream.attacking)[rows]
+                    axis.plot(sent, path / np.log(10), color=ATTACKS["JB-top3"], alpha=0.25, linewidth=1)
+            axis.axhline(context.judge.log_threshold / np.log(10), color=NEUTRAL, linestyle="--", linewidth=1)
+            axis.set(title=name, xlabel="attack queries", ylabel="evidence, powers of ten")
+            axis.set_xlim(0, context.sizes.crafted)
+        for axis in axes[len(names) :]:
+            axis.set_visible(False)
     return [Picture("recall.png", "Evidence against every attacker; dashed, the threshold.")]

@@ -10,22 +10,26 @@ from types import MappingProxyType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from services.evaluation import amao, berkeley, explained, guarantee, recall, report
+from services.evaluation import amao, berkeley, blinded, explained, guarantee, recall, report
 from services.evaluation.context import QUICK, Context, Sizes
 from services.evaluation.figures import FIGURES, Figure, FiguresError, read_figures, record
 from services.evaluation.report import Study
+from services.evaluation.variants import of_digits, with_adversarial_positives
 from shared.bundle import Bundle
 from shared.datasets import load_digits, load_splits
 
 STUDIES: Mapping[str, Callable[[Context], Study]] = MappingProxyType(
     {
         "recall": recall.study,
+        "blinded": blinded.study,
         "guarantee": guarantee.study,
         "explained": explained.study,
         "amao": amao.study,
-        "berkeley": berkeley.study,
+        "berkeley": lambda context: berkeley.study(context, {"adversarial": with_adversarial_positives(context)}),
     }
 )
+OF_DIGITS: Mapping[str, Callable[[Context], Study]] = MappingProxyType({"amao-digits": amao.study})
+"""Studies of another bundle, which is made on the way."""
 
 
 class UnknownStudyError(ValueError):
@@ -54,8 +58,9 @@ def evaluate(
         BundleError, DatasetError: bundle or data cannot be used.
         FiguresError: the file of figures cannot be used.
     """
-    if unknown := set(names or ()) - STUDIES.keys():
-        raise UnknownStudyError(f"no study {', '.join(sorted(unknown))}; there are {', '.join(STUDIES)}")
+    everything = {**STUDIES, **OF_DIGITS}
+    if unknown := set(names or ()) - everything.keys():
+        raise UnknownStudyError(f"no study {', '.join(sorted(unknown))}; there are {', '.join(everything)}")
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -74,11 +79,11 @@ def evaluate(
             output=output,
             progress=progress,
         )
-        for name, study in STUDIES.items():
+        for name, study in everything.items():
             if names and name not in names:
                 continue
             command = f"portcullis evaluate --study {name}{' --quick' if quick else ''}"
-            found = study(context)
+            found = study(of_digits(context, data) if name in OF_DIGITS else context)
             report.write(found, output, command)
             progress.console.print(f"{name}: {output / name}.md")
             for finding in found.findings:

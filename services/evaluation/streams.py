@@ -72,6 +72,12 @@ class Stream:
     def __len__(self) -> int:
         return len(self.attacking)
 
+    def until(self, query: int) -> Stream:
+        """Its first queries only; of copies, those that were trained by then."""
+        inputs, logits = self.recording.inputs[:query], self.recording.logits[:query]
+        copies = self.copies[self.copies[:, 0] <= query]
+        return replace(self, recording=Recording(inputs, logits), attacking=self.attacking[:query], copies=copies)
+
 
 class Recorder:
     """An undefended victim that tells hard labels and remembers what it was asked."""

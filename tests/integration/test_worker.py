@@ -17,13 +17,13 @@ from shared.events import QueryBatch
 from shared.settings import REPOSITORY_BUNDLE, ServiceSettings
 from shared.topics import partition_of
 from shared.topics_admin import create_topics
+from tests.support.photographs import photograph_stream
 from tests.support.streams import (
     PARTITIONS,
     Reader,
     SignalReader,
     Signals,
     accounts_of,
-    photograph_stream,
     produce,
     produce_queries,
     query_batch,
@@ -69,7 +69,8 @@ def uninterrupted(address: str, batches: list[tuple[int, QueryBatch]], folder: P
 
 def assert_same(found: Signals, expected: Signals) -> None:
     assert found.keys() == expected.keys()
-    assert all(same_signal(found[identity], expected[identity]) for identity in expected)
+    others = [identity for identity in expected if not same_signal(found[identity], expected[identity])]
+    assert not others, f"{len(others)} differ: {found[others[0]]} is not {expected[others[0]]}"
 
 
 def test_every_shipped_detector_killed_in_mid_stream_ends_with_the_signals_of_an_uninterrupted_run(

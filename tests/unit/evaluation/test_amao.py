@@ -22,7 +22,7 @@ from services.evaluation.amao import (
     threshold_of,
     verdict,
 )
-from services.evaluation.papers_attackers import Seeded
+from services.evaluation.attackers import Seeded
 from services.evaluation.streams import Attacker, Stream
 from services.redteam.attack import Loot, Questions, Reply, Route
 from services.redteam.jacobian import JbdaTr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,9 @@ import pytest
 from rich.progress import Progress
 
 from services.evaluation.attackers import Jacobian, attackers
+from services.evaluation.blinded import blinded_attackers
 from services.evaluation.context import QUICK, Context
+from services.redteam.blinding import BLINDINGS
 from shared.bundle import Bundle
 from shared.datasets import Dataset, load_digits, load_splits
 from shared.settings import REPOSITORY_BUNDLE
@@ -59,4 +62,14 @@ def test_a_seed_draws_the_same_attackers_and_another_seed_others(context: Contex
 
 def test_every_attacker_has_a_name_of_its_own(context: Context, tmp_path: Path) -> None:
     everyone = attackers(context.natural, context.foreign, [1, 2], [0.1, 0.2], [50, 150], 60)
-    assert len({attacker.key for attacker in everyone}) == len(everyone) == 2 * (2 * 2 * 3 + 1)
+    everyone += blinded_attackers(context)
+    assert len({attacker.key for attacker in everyone}) == len(everyone)
+
+
+def test_every_attack_and_every_blinding_is_sent(context: Context) -> None:
+    plain = attackers(context.natural, context.foreign, [1], [0.1], [50, 150, 500], 60)
+    assert {one.attack for one in plain} == {
+        "JBDA", "JBDA-TR", "JBA-PGD", "JB-top3", "JBA-BS", "JBA-CW", "Cloudleak", "DFME", "KnockoffNets",
+    }  # fmt: skip
+    blinded = blinded_attackers(context)
+    assert {(one.scheme, one.strength) for one in blinded} == set(itertools.product(BLINDINGS, ("low", "high")))
