@@ -64,7 +64,7 @@ demo: setup data kafka ## attackers and honest clients against the whole system,
 	@$(BIN)/python -m deploy.demo
 
 train: setup data ## train and calibrate the bundle again
-	@OMP_NUM_THREADS=$$(nproc) $(BIN)/portcullis train --output deploy/bundle
+	@OMP_NUM_THREADS=$$(nproc) MKL_NUM_THREADS=$$(nproc) $(BIN)/portcullis train --output deploy/bundle
 
 evaluate: setup data ## the papers' tables and our figures, measured again (hours); docs/results
 	@$(BIN)/portcullis evaluate

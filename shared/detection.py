@@ -44,8 +44,6 @@ class Statistic:
 
     name: str
     suspicious_when_high: bool
-    of_history: bool = False
-    """Whether it compares the query with earlier ones; one of the query alone is no news where the query is none."""
 
 
 def orient(statistics: Sequence[Statistic], values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -278,7 +276,6 @@ class Detector(ABC, Generic[MemoryType]):
         values: list[tuple[float, ...]] = []
         history: list[int] = []
         news: list[NDArray[np.bool_]] = []
-        of_history = np.array([statistic.of_history for statistic in self.statistics])
         for row in rows.tolist():
             state.queries += 1
             digest = int(features["digest"][row])
@@ -288,7 +285,7 @@ class Detector(ABC, Generic[MemoryType]):
             history.append(state.queries - state.repeats - 1)
             values.append(self.observe(state.memory, features, row))
             scores = orient(self.statistics, np.array(values[-1])).astype(np.float32)
-            news.append(state.novelty.news(features["thumbnail"][row], scores) | of_history)
+            news.append(state.novelty.news(features["thumbnail"][row], scores))
             self._remember(state, digest)
         shape = (len(values), len(self.statistics))
         return (

@@ -1,9 +1,9 @@
 """What is news: a thing that an account shows again and again is no evidence again and again.
 
 Bets on the queries of an account multiply only where each tells something new. Forty frames of a film about one odd
-product are one odd product. So a statistic of the query alone is silent where the query looks like one of the account's
-latest, unless it is more suspicious than all of those were. A crafted image looks like the photograph that it was
-crafted from, and is more suspicious: it speaks.
+product are one odd product. So a statistic is silent where the query looks like one of the account's latest, unless it
+is more suspicious than all of those were. A crafted image looks like the photograph that it was crafted from, and is
+more suspicious: it speaks.
 """
 
 from __future__ import annotations

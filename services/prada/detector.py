@@ -92,9 +92,7 @@ class PradaDetector(Detector[PradaMemory]):
     """
 
     name: ClassVar[str] = "prada"
-    statistics: ClassVar[tuple[Statistic, ...]] = (
-        Statistic("class_distance", suspicious_when_high=False, of_history=True),
-    )
+    statistics: ClassVar[tuple[Statistic, ...]] = (Statistic("class_distance", suspicious_when_high=False),)
 
     def __init__(
         self,

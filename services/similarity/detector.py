@@ -17,9 +17,9 @@ from shared.networks import bundle_network, image_shape, in_fixed_batches
 from shared.rows import Rows, RowsLayout
 
 STATISTICS = (
-    Statistic("pair_distance", suspicious_when_high=False, of_history=True),
-    Statistic("steepness", suspicious_when_high=True, of_history=True),
-    Statistic("steepness_where_close", suspicious_when_high=True, of_history=True),
+    Statistic("pair_distance", suspicious_when_high=False),
+    Statistic("steepness", suspicious_when_high=True),
+    Statistic("steepness_where_close", suspicious_when_high=True),
     Statistic("reference_distance", suspicious_when_high=True),
     Statistic("crafted", suspicious_when_high=True),
 )

@@ -30,6 +30,8 @@ ENOUGH = 200
 """Scores of one profile, statistic and history size that are worth sorting."""
 DOUBT = 100
 """Imagined queries with an e-value of 1 in every account's mean: over few real ones it is mostly chance."""
+MARGIN = 1.5
+"""On the discount: the most that any of some hundred accounts won says little of the most among the next thousands."""
 FOLDS = 4
 """Parts of the calibration accounts; each is bet against under profiles of the others to find the discount."""
 QUERIES_AT_ONCE = 64
@@ -137,7 +139,7 @@ def _mean_e_values(
 
 
 def discounts(statistics: Statistics, accounts: Sequence[Traces], seed: int) -> dict[str, NDArray[np.float64]]:
-    """[S] for each detector: the largest mean e-value of an account under the best profile of the other folds.
+    """[S] for each detector: the largest mean e-value of an account under the best profile of the others, and a margin.
 
     An account's best profile is the one under which its worst statistic looks best, over all detectors: the decision
     takes the minimum over profiles once, not once a statistic.
@@ -156,7 +158,7 @@ def discounts(statistics: Statistics, accounts: Sequence[Traces], seed: int) -> 
             best = int(np.concatenate(list(means.values()), axis=1).max(axis=1).argmin())
             for name, values in means.items():
                 largest[name] = np.maximum(largest[name], values[best])
-    return largest
+    return {name: MARGIN * values for name, values in largest.items()}
 
 
 def evidence_models(statistics: Statistics, accounts: Sequence[Traces], seed: int) -> dict[str, EvidenceModel]:
