@@ -18,9 +18,6 @@ from shared.datasets import Dataset
 REQUEST_ROWS = 64
 DATA_FREE_BATCH = 32
 """An eighth of the authors' own: a stream of a tenth of the report's budget holds as many rounds."""
-CLOUDLEAK_WEIGHTS = (10.0, 30.0, 100.0)
-"""Of its triplet loss: how far an image may go for another's features."""
-
 Bounded = type[Jbda] | type[JbdaTr] | type[JbaPgd] | type[JbTop3] | type[JbaBs]
 EVERYWHERE: tuple[Bounded, ...] = (JbdaTr, JbaPgd, JbTop3)
 """Sent from few seeds and from many."""
@@ -98,8 +95,9 @@ def natural_seeds(data: Dataset, count: int, seed: int) -> Images:
 
 
 def attackers(
-    data: Dataset, foreign: Dataset, seeds: Sequence[int], radii: Sequence[float], counts: Sequence[int], crafted: int
-) -> list[Attacker]:
+    data: Dataset, foreign: Dataset, seeds: Sequence[int], radii: Sequence[float], weights: Sequence[float],
+    counts: Sequence[int], crafted: int,
+) -> list[Attacker]:  # fmt: skip
     """Every attack at every strength.
 
     Args:
@@ -107,15 +105,17 @@ def attackers(
         foreign: natural images of another kind.
         seeds: of randomness; each makes attackers of its own.
         radii: of the attacks that have one.
+        weights: of Cloudleak's triplet loss, how far an image may go for another's features.
         counts: natural seeds of the Jacobian attacks.
         crafted: queries after the natural seeds.
     """
-    return [attacker for seed in seeds for attacker in _of_seed(data, foreign, seed, radii, counts, crafted)]
+    return [attacker for seed in seeds for attacker in _of_seed(data, foreign, seed, radii, weights, counts, crafted)]
 
 
 def _of_seed(
-    data: Dataset, foreign: Dataset, seed: int, radii: Sequence[float], counts: Sequence[int], crafted: int
-) -> Iterator[Attacker]:
+    data: Dataset, foreign: Dataset, seed: int, radii: Sequence[float], weights: Sequence[float],
+    counts: Sequence[int], crafted: int,
+) -> Iterator[Attacker]:  # fmt: skip
     middle = counts[len(counts) // 2]
     for count in counts:
         natural = natural_seeds(data, count, seed)
@@ -124,7 +124,7 @@ def _of_seed(
                 build = Jacobian(kind, natural, radius)
                 yield Attacker(kind.name, f"radius {radius:.3g}", count, count + crafted, seed, build)
     natural = natural_seeds(data, middle, seed)
-    for weight in CLOUDLEAK_WEIGHTS:
+    for weight in weights:
         cloudleak = FeatureFool(natural, weight)
         yield Attacker(Cloudleak.name, f"weight {weight:g}", middle, middle + crafted, seed, cloudleak)
     yield Attacker(JbaCw.name, "smallest that succeeds", middle, middle + crafted, seed, Seeded(JbaCw, natural))

@@ -33,6 +33,7 @@ class Sizes:
     Attributes:
         seeds: of randomness; every attack is drawn anew for each.
         radii: of the Jacobian attacks, pixels in [0, 1].
+        weights: of Cloudleak's triplet loss.
         seed_counts: natural images that the attacks start from.
         crafted: queries of an attack after its seeds.
         long_crafted: the same where accounts are counted.
@@ -51,6 +52,7 @@ class Sizes:
 
     seeds: Sequence[int] = (1, 2, 3)
     radii: Sequence[float] = (4 / 255, 0.03, 0.1, 0.2, 0.3)
+    weights: Sequence[float] = (10.0, 30.0, 100.0)
     seed_counts: Sequence[int] = (50, 150, 500)
     crafted: int = 600
     long_crafted: int = 2_000
@@ -67,8 +69,8 @@ class Sizes:
 
 
 QUICK = Sizes(
-    seeds=(1,), radii=(0.1,), seed_counts=(50,), crafted=50, long_crafted=200, honest_accounts=14, honest_queries=80,
-    samples=200, drawn_accounts=1, drawn_queries=60, kinds_left_out=1, held=(28, 50), processes=1,
+    seeds=(1,), radii=(0.1,), weights=(30.0,), seed_counts=(50,), crafted=60, long_crafted=200,
+    honest_accounts=14, honest_queries=80, samples=200, drawn_accounts=1, drawn_queries=60, kinds_left_out=1, held=(28, 50), processes=1,
     digits=replace(QUICK_PLAN, architecture="lenet5"), encoder_epochs=(1, 1),
 )  # fmt: skip
 """Minutes, to see that everything runs; its numbers say little."""

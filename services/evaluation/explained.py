@@ -12,12 +12,15 @@ from services.evaluation.attackers import attackers
 from services.evaluation.context import Context
 from services.evaluation.guarantee import POPULATION_SEED
 from services.evaluation.report import Picture, Study, Table
+from services.redteam.jacobian import JbaPgd, JbdaTr, JbTop3
+from services.redteam.knockoff import KnockoffNets
 from services.training.calibration import account_e_values
 from services.training.calibrator import STATISTICS
 from services.training.tracing import Traces, honest_plans
 from shared.evidence import BET_SIZES, advance, e_value, log_by_profile
 from shared.population import KINDS
 
+DRAWN_ATTACKS = (JbdaTr.name, JbaPgd.name, JbTop3.name, KnockoffNets.name)
 HONEST_COLOUR, ATTACK_COLOUR, GREY = "#3b6ea5", "#b3372b", "#333333"
 SHOWN = ("similarity", 4)
 """Detector and number of the statistic that the pictures follow: the log-odds of a crafted image."""
@@ -31,9 +34,10 @@ def study(context: Context) -> Study:
     honest = context.traces(plans, "accounts of the explanation: detectors")
     middle = sizes.radii[len(sizes.radii) // 2]
     everyone = attackers(
-        context.splits.test, context.foreign, sizes.seeds[:1], [middle], sizes.seed_counts[:1], queries
+        context.splits.test, context.foreign, sizes.seeds[:1], [middle], (), sizes.seed_counts[:1], queries
     )
-    streams = context.streams(everyone, "attackers of the explanation: recording")
+    shown = [attacker for attacker in everyone if attacker.attack in DRAWN_ATTACKS]
+    streams = context.streams(shown, "attackers of the explanation: recording")
     attacks = context.traces([stream.recording for stream in streams], "attackers of the explanation: detectors")
     named = [(f"{s.attacker.attack}, {s.attacker.strength}", t) for s, t in zip(streams, attacks, strict=True)]
     by_kind = [(plan.kind.replace("_", " "), traces) for plan, traces in zip(plans, honest, strict=True)]

@@ -82,7 +82,9 @@ def study(context: Context) -> Study:
     """Recall of the decision, beside the papers' rules at an equal rate of falsely condemned accounts."""
     sizes = context.sizes
     streams = context.streams(
-        attackers(context.natural, context.foreign, sizes.seeds, sizes.radii, sizes.seed_counts, sizes.crafted),
+        attackers(
+            context.natural, context.foreign, sizes.seeds, sizes.radii, sizes.weights, sizes.seed_counts, sizes.crafted
+        ),
         "attackers: recording",
     )
     traces = context.traces([stream.recording for stream in streams], "attackers: detectors")

@@ -43,7 +43,7 @@ def test_calibration_draws_from_its_own_images_and_the_last_word_from_others(con
 
 
 def test_attackers_start_from_test_images_that_no_copy_is_measured_on(context: Context) -> None:
-    everyone = attackers(context.natural, context.foreign, [1, 2], [0.1], [50], 60)
+    everyone = attackers(context.natural, context.foreign, [1, 2], [0.1], [30.0], [50], 60)
     seeds = [image for a in everyone if isinstance(a.build, Jacobian) for image in a.build.seeds]
     assert rows(np.array(seeds)) <= rows(context.splits.test.images) - rows(context.clean.images)
     assert len(context.natural) + len(context.clean) == len(context.splits.test)
@@ -51,7 +51,7 @@ def test_attackers_start_from_test_images_that_no_copy_is_measured_on(context: C
 
 def test_a_seed_draws_the_same_attackers_and_another_seed_others(context: Context) -> None:
     def seeds(seed: int) -> np.ndarray:
-        (first, *_) = attackers(context.natural, context.foreign, [seed], [0.1], [50], 60)
+        (first, *_) = attackers(context.natural, context.foreign, [seed], [0.1], [30.0], [50], 60)
         assert isinstance(first.build, Jacobian)
         return first.build.seeds
 
@@ -61,13 +61,13 @@ def test_a_seed_draws_the_same_attackers_and_another_seed_others(context: Contex
 
 
 def test_every_attacker_has_a_name_of_its_own(context: Context, tmp_path: Path) -> None:
-    everyone = attackers(context.natural, context.foreign, [1, 2], [0.1, 0.2], [50, 150], 60)
+    everyone = attackers(context.natural, context.foreign, [1, 2], [0.1, 0.2], [10.0, 30.0], [50, 150], 60)
     everyone += blinded_attackers(context)
     assert len({attacker.key for attacker in everyone}) == len(everyone)
 
 
 def test_every_attack_and_every_blinding_is_sent(context: Context) -> None:
-    plain = attackers(context.natural, context.foreign, [1], [0.1], [50, 150, 500], 60)
+    plain = attackers(context.natural, context.foreign, [1], [0.1], [30.0], [50, 150, 500], 60)
     assert {one.attack for one in plain} == {
         "JBDA", "JBDA-TR", "JBA-PGD", "JB-top3", "JBA-BS", "JBA-CW", "Cloudleak", "DFME", "KnockoffNets",
     }  # fmt: skip

@@ -114,7 +114,7 @@ def test_few_scores_borrow_the_smaller_historys_thresholds() -> None:
 def test_many_accounts_side_by_side_get_the_evidence_that_the_services_would_give_each() -> None:
     random = np.random.default_rng(4)
     models = calibration.evidence_models(STATISTICS, [traces(random, 300) for _ in range(30)], seed=1)
-    accounts = [traces(random, queries, shift) for queries, shift in ((150, 0.0), (90, 0.8), (1, 0.0))]
+    accounts = [traces(random, queries, shift) for queries, shift in ((150, 0.0), (90, 1.5), (1, 0.0))]
     paths = calibration.evidence_paths(STATISTICS, models, accounts)
     for account, path in zip(accounts, paths, strict=True):
         states = {name: EvidenceState.initial(model) for name, model in models.items()}
