@@ -69,8 +69,8 @@ class Sizes:
 
 
 QUICK = Sizes(
-    seeds=(1,), radii=(0.1,), weights=(30.0,), seed_counts=(50,), crafted=60, long_crafted=200,
-    honest_accounts=14, honest_queries=80, samples=200, drawn_accounts=1, drawn_queries=60, kinds_left_out=1, held=(28, 50), processes=1,
+    seeds=(1,), radii=(0.1,), weights=(30.0,), seed_counts=(50,), crafted=60, long_crafted=200, honest_accounts=14,
+    honest_queries=80, samples=200, drawn_accounts=1, drawn_queries=60, kinds_left_out=1, held=(28, 50), processes=1,
     digits=replace(QUICK_PLAN, architecture="lenet5"), encoder_epochs=(1, 1),
 )  # fmt: skip
 """Minutes, to see that everything runs; its numbers say little."""
