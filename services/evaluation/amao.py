@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from services.evaluation.attackers import Jacobian, Knockoff, Seeded
+from services.evaluation.attackers import Jacobian, Knockoff, Seeded, seeds_of
 from services.evaluation.context import Context
 from services.evaluation.drawing import ATTACKS, HONEST, NEUTRAL, drawn, mean_and_spread, seeds_in_words
 from services.evaluation.figures import Finding
-from services.evaluation.papers_attackers import AMAO_ATTACKS, seeds_of
+from services.evaluation.papers_attackers import AMAO_ATTACKS
 from services.evaluation.replaying import with_sections
 from services.evaluation.report import Cell, Picture, Study, Table
 from services.evaluation.streams import Attacker, Stream

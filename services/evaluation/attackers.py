@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from shared.datasets import Dataset
 REQUEST_ROWS = 64
 DATA_FREE_BATCH = 32
 """An eighth of the authors' own: a stream of a tenth of the report's budget holds as many rounds."""
+
 Bounded = type[Jbda] | type[JbdaTr] | type[JbaPgd] | type[JbTop3] | type[JbaBs]
 EVERYWHERE: tuple[Bounded, ...] = (JbdaTr, JbaPgd, JbTop3)
 """Sent from few seeds and from many."""
@@ -44,7 +46,7 @@ class Jacobian:
 
 @dataclass(frozen=True, slots=True)
 class Seeded:
-    """Builds an attack that starts from natural images, at the strength that is its own paper's."""
+    """Builds an attack that starts from natural images; of its own paper's strength where `kind` binds no other."""
 
     kind: Callable[..., JacobianAttack]
     seeds: Images
@@ -55,27 +57,14 @@ class Seeded:
 
 
 @dataclass(frozen=True, slots=True)
-class FeatureFool:
-    """Builds Cloudleak at a strength."""
-
-    seeds: Images
-    weight: float
-
-    def __call__(self, random: np.random.Generator) -> Attack:
-        """The attack."""
-        return Cloudleak(self.seeds, weight=self.weight, request_rows=REQUEST_ROWS)
-
-
-@dataclass(frozen=True, slots=True)
 class DataFree:
     """Builds DFME."""
 
     shape: Shape
-    batch: int = DATA_FREE_BATCH
 
     def __call__(self, random: np.random.Generator) -> Attack:
         """The attack; a round is asked in one request."""
-        return Dfme(self.shape, batch=self.batch, request_rows=REQUEST_ROWS)
+        return Dfme(self.shape, batch=DATA_FREE_BATCH, request_rows=REQUEST_ROWS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +78,14 @@ class Knockoff:
         return KnockoffNets(self.foreign, request_rows=REQUEST_ROWS)
 
 
-def natural_seeds(data: Dataset, count: int, seed: int) -> Images:
-    """`count` different natural images for the attacker of that seed."""
-    return data.images[np.random.default_rng([seed, count]).choice(len(data), count, replace=False)]
+def seeds_of(data: Dataset, count: int, seed: int) -> Dataset:
+    """`count` different natural images, with labels, for the attacker of that seed."""
+    return data[np.random.default_rng([seed, count]).choice(len(data), count, replace=False)]
+
+
+def middle_of(counts: Sequence[int]) -> int:
+    """The number of natural seeds that those start from who are not sent from every number."""
+    return counts[len(counts) // 2]
 
 
 def attackers(
@@ -116,18 +110,18 @@ def _of_seed(
     data: Dataset, foreign: Dataset, seed: int, radii: Sequence[float], weights: Sequence[float],
     counts: Sequence[int], crafted: int,
 ) -> Iterator[Attacker]:  # fmt: skip
-    middle = counts[len(counts) // 2]
+    middle = middle_of(counts)
     for count in counts:
-        natural = natural_seeds(data, count, seed)
+        natural = seeds_of(data, count, seed).images
         for kind in (*EVERYWHERE, *(FROM_SOME if count == middle else ())):
             for radius in radii:
                 build = Jacobian(kind, natural, radius)
                 yield Attacker(kind.name, f"radius {radius:.3g}", count, count + crafted, seed, build)
-    natural = natural_seeds(data, middle, seed)
+    natural = seeds_of(data, middle, seed).images
     for weight in weights:
-        cloudleak = FeatureFool(natural, weight)
+        cloudleak = Seeded(partial(Cloudleak, weight=weight), natural)
         yield Attacker(Cloudleak.name, f"weight {weight:g}", middle, middle + crafted, seed, cloudleak)
     yield Attacker(JbaCw.name, "smallest that succeeds", middle, middle + crafted, seed, Seeded(JbaCw, natural))
     yield Attacker(Dfme.name, "no data", 0, crafted, seed, DataFree(shape_of(data.images)))
-    surrogate = Knockoff(natural_seeds(foreign, crafted, seed))
+    surrogate = Knockoff(seeds_of(foreign, crafted, seed).images)
     yield Attacker(KnockoffNets.name, "digits", 0, crafted, seed, surrogate)

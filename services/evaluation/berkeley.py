@@ -13,7 +13,7 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from services.evaluation.attackers import DATA_FREE_BATCH
+from services.evaluation.attackers import DATA_FREE_BATCH, seeds_of
 from services.evaluation.context import Context
 from services.evaluation.drawing import ATTACKS, HONEST, NEUTRAL, drawn, mean_and_spread, seeds_in_words
 from services.evaluation.figures import Finding
@@ -27,7 +27,6 @@ from services.evaluation.papers_attackers import (
     PLAIN,
     SEEDED,
     report_attackers,
-    seeds_of,
 )
 from services.evaluation.replaying import (
     ALL,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import get_args
 
-from services.evaluation.attackers import DataFree, Knockoff, Seeded
+from services.evaluation.attackers import DataFree, Knockoff, Seeded, middle_of, seeds_of
 from services.evaluation.context import Context
-from services.evaluation.papers_attackers import Adaptive, Blind, Build, seeds_of
+from services.evaluation.papers_attackers import Adaptive, Blind, Build
 from services.evaluation.recall import (
     CAUGHT_COLUMNS,
     RECALL_QUERIES,
@@ -37,7 +37,7 @@ def blinded_attackers(context: Context) -> list[Attacker]:
 
 def _of_seed(context: Context, seed: int) -> Iterator[Attacker]:
     sizes, classes = context.sizes, len(context.bundle.manifest.model.classes)
-    count = sizes.seed_counts[len(sizes.seed_counts) // 2]
+    count = middle_of(sizes.seed_counts)
     natural, foreign = seeds_of(context.natural, count, seed), seeds_of(context.foreign, sizes.crafted, seed)
     everyone: list[tuple[str, int, Build, Dataset]] = [
         *((kind.name, count, Seeded(kind, natural.images), natural) for kind in JACOBIAN),
@@ -59,7 +59,7 @@ def study(context: Context) -> Study:
     """Recall of the decision on blinded attacks."""
     streams = context.streams(blinded_attackers(context), "blinded attackers: recording")
     traces = context.traces([stream.recording for stream in streams], "blinded attackers: detectors")
-    untils = attack_queries(context, streams, traces)
+    untils = attack_queries(streams, context.judge.first_alarms(traces))
     by_blinding = grouped(streams, untils, lambda s: (s.attacker.scheme, s.attacker.strength))
     by_attack = grouped(streams, untils, lambda s: (s.attacker.attack, s.attacker.strength))
     copies = {

@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from services.evaluation.attackers import DataFree, Seeded
+from services.evaluation.attackers import DataFree, Seeded, seeds_of
 from services.evaluation.streams import Attacker
 from services.redteam.adaptive import Filtered, SubstituteDetector, train_encoder
 from services.redteam.attack import Account, Ask, Attack, AttackReport, Loot, Progress, Questions, Route
@@ -120,11 +120,6 @@ class Filter:
         epochs = -(-self.shown // len(self.own))
         encode = train_encoder(self.own, epochs, epochs, int(random.integers(2**31)))
         return Filtered(route, SubstituteDetector.tuned(encode, self.own.images))
-
-
-def seeds_of(data: Dataset, count: int, seed: int) -> Dataset:
-    """`count` different natural images, with labels, for the attacker of that seed."""
-    return data[np.random.default_rng([seed, count]).choice(len(data), count, replace=False)]
 
 
 # ---- AMAO ----

@@ -6,15 +6,16 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
-from services.evaluation.attackers import attackers
+from services.evaluation.attackers import EVERYWHERE, attackers, middle_of
 from services.evaluation.baselines import PAPER_RULES
 from services.evaluation.context import Context
 from services.evaluation.drawing import ATTACKS, NEUTRAL, drawn, mean_and_spread
 from services.evaluation.figures import Finding
 from services.evaluation.report import Cell, Picture, Study, Table
 from services.evaluation.streams import Stream, mixed
-from services.evaluation.verdicts import attack_queries_until, first_alarm
+from services.evaluation.verdicts import alarms_on, attack_queries_until
 from services.redteam.substitute import Substitute, Yardstick
 from services.training.calibration import confidence_interval
 from services.training.tracing import Recording, Traces, honest_plans
@@ -30,6 +31,8 @@ EQUAL_RATE = 0.01
 
 Untils = Sequence[int | None]
 """Of each attacker, his queries until the verdict; None where it never came."""
+Paths = Sequence[NDArray[np.float64]]
+"""Of each attacker [m], the log evidence after each query that counted."""
 CAUGHT_COLUMNS = ("attackers", f"caught within {RECALL_QUERIES}, %", "median", "95th percentile")
 UNTIL_NOTE = "Attack queries until the answers are spoiled; natural seeds and honest queries are not counted."
 
@@ -62,9 +65,8 @@ def grouped(
     return groups
 
 
-def attack_queries(context: Context, streams: Sequence[Stream], traces: Sequence[Traces]) -> list[int | None]:
-    """Queries of the attack proper until the decision spoils each attacker's answers."""
-    alarms = context.judge.first_alarms(traces)
+def attack_queries(streams: Sequence[Stream], alarms: Sequence[int | None]) -> list[int | None]:
+    """Queries of the attack proper until each attacker's alarm."""
     return [attack_queries_until(alarm, s.attacking) for alarm, s in zip(alarms, streams, strict=True)]
 
 
@@ -88,7 +90,8 @@ def study(context: Context) -> Study:
         "attackers: recording",
     )
     traces = context.traces([stream.recording for stream in streams], "attackers: detectors")
-    untils = attack_queries(context, streams, traces)
+    paths = context.judge.paths(traces)
+    untils = attack_queries(streams, alarms_on(paths, traces, context.judge.log_threshold))
     mixed_streams, mixed_untils = _mixed(context, streams)
     by_strength = grouped(streams, untils, lambda s: (s.attacker.attack, s.attacker.strength))
     by_count = grouped(streams, untils, lambda s: (s.attacker.attack, s.attacker.seeds))
@@ -105,18 +108,20 @@ def study(context: Context) -> Study:
             ["attack", "strength", "attackers", f"caught within {MIXED_QUERIES}, %", "median", "95th percentile"],
             [recall_row(name, group, MIXED_QUERIES) for name, group in sorted(hidden.items())],
         ),
-        _rules(context, streams, traces),
+        _rules(context, streams, traces, paths),
         _copies(context, streams, untils),
     ]  # fmt: skip
+    from_all = ", ".join(kind.name for kind in EVERYWHERE)
     return Study(
         name="recall",
         title="Who is caught, and how soon",
-        text=f"{len(streams)} attackers' accounts: every attack, {len(sizes.radii)} strengths, "
-        f"{', '.join(map(str, sizes.seed_counts))} natural seeds, {len(sizes.seeds)} random seeds, each with "
-        f"{sizes.crafted} queries after its seeds. The victim tells hard labels. No attack was known to training or "
-        "calibration.",
+        text=f"{len(streams)} attackers' accounts, of {len(sizes.seeds)} random seeds, each with {sizes.crafted} "
+        f"queries after its natural seeds: attacks that have a radius at {len(sizes.radii)} radii; {from_all} from "
+        f"{', '.join(map(str, sizes.seed_counts))} natural seeds, the others that need any from "
+        f"{middle_of(sizes.seed_counts)}. The victim tells labels only. Neither training nor calibration knew an "
+        "attack.",
         tables=tables,
-        pictures=_pictures(context, streams, traces),
+        pictures=_pictures(context, streams, traces, paths),
         findings=[
             finding("decision-recall", untils, RECALL_QUERIES),
             finding("decision-mixed", mixed_untils, MIXED_QUERIES),
@@ -126,8 +131,7 @@ def study(context: Context) -> Study:
 
 def _mixed(context: Context, streams: Sequence[Stream]) -> tuple[list[Stream], list[int | None]]:
     """The attackers that started from the middle number of seeds, each among honest queries of its own."""
-    counts = context.sizes.seed_counts
-    middle = counts[len(counts) // 2]
+    middle = middle_of(context.sizes.seed_counts)
     chosen = [s.until(s.attacker.seeds + MIXED_QUERIES) for s in streams if s.attacker.seeds in (0, middle)]
     hidden = []
     for number, stream in enumerate(chosen):
@@ -137,10 +141,10 @@ def _mixed(context: Context, streams: Sequence[Stream]) -> tuple[list[Stream], l
         images = plan.account().images
         hidden.append(mixed(stream, Recording(images, context.logits(images)), MIXED_SHARE, random))
     traces = context.traces([stream.recording for stream in hidden], "attackers among honest queries: detectors")
-    return hidden, attack_queries(context, hidden, traces)
+    return hidden, attack_queries(hidden, context.judge.first_alarms(traces))
 
 
-def _rules(context: Context, streams: Sequence[Stream], traces: Sequence[Traces]) -> Table:
+def _rules(context: Context, streams: Sequence[Stream], traces: Sequence[Traces], paths: Paths) -> Table:
     """Every rule at one rate of falsely condemned accounts, its threshold from the holdout accounts."""
     _, held = context.populations()
     honest = context.traces(held, "holdout accounts: detectors")
@@ -151,13 +155,12 @@ def _rules(context: Context, streams: Sequence[Stream], traces: Sequence[Traces]
     rows: list[list[Cell]] = []
 
     def add(name: str, alarms: Sequence[int | None]) -> None:
-        found = [attack_queries_until(alarm, s.attacking) for alarm, s in zip(alarms, streams, strict=True)]
+        found = attack_queries(streams, alarms)
         groups = grouped(streams, found, lambda s: (s.attacker.attack,))
         rows.append([name, *(f"{_quantile(groups[n,], 0.5)} ({_caught(groups[n,])})" for n in names), _caught(found)])
 
-    add("evidence, the bundle's threshold", judge.first_alarms(traces))
-    paths = judge.paths(traces)
-    add("evidence, equal rate", [first_alarm(p, t, equal) for p, t in zip(paths, traces, strict=True)])
+    add("evidence, the bundle's threshold", alarms_on(paths, traces, judge.log_threshold))
+    add("evidence, equal rate", alarms_on(paths, traces, equal))
     for kind in PAPER_RULES:
         rule = kind(context.bundle)
         threshold = rule.threshold(honest, EQUAL_RATE)
@@ -176,12 +179,12 @@ def _caught(untils: Untils) -> str:
 
 def _copies(context: Context, streams: Sequence[Stream], untils: Untils) -> Table:
     """What the attacker has when his answers begin to be spoiled, and what he would have had at the end."""
-    counts = context.sizes.seed_counts
+    starts = (0, middle_of(context.sizes.seed_counts))
     seen: set[tuple[str, str]] = set()
     rows: list[list[Cell]] = []
     for stream, until in zip(streams, untils, strict=True):
         name = (stream.attacker.attack, stream.attacker.strength)
-        if stream.attacker.seeds not in (0, counts[len(counts) // 2]) or name in seen:
+        if stream.attacker.seeds not in starts or name in seen:
             continue
         seen.add(name)
         verdict = len(stream) if until is None else stream.attacker.seeds + until
@@ -210,10 +213,9 @@ def _copy_accuracy(stream: Stream, queries: int, yardstick: Yardstick) -> float:
     return 100 * yardstick.measure(substitute).accuracy
 
 
-def _pictures(context: Context, streams: Sequence[Stream], traces: Sequence[Traces]) -> list[Picture]:
+def _pictures(context: Context, streams: Sequence[Stream], traces: Sequence[Traces], paths: Paths) -> list[Picture]:
     """Evidence over attack queries, one line an attacker."""
     names = sorted({stream.attacker.attack for stream in streams})
-    paths = context.judge.paths(traces)
     with drawn(context.output / "recall.png", columns=PICTURE_COLUMNS, rows=-(-len(names) // PICTURE_COLUMNS)) as axes:
         for axis, name in zip(axes, names, strict=False):
             for stream, path, account in zip(streams, paths, traces, strict=True):

@@ -37,10 +37,14 @@ class Judge:
 
     def first_alarms(self, accounts: Sequence[Traces]) -> list[int | None]:
         """For each account the number (from 0) of the query at which its answers begin to be spoiled; None if never."""
-        return [
-            first_alarm(path, account, self.log_threshold)
-            for path, account in zip(self.paths(accounts), accounts, strict=True)
-        ]
+        return alarms_on(self.paths(accounts), accounts, self.log_threshold)
+
+
+def alarms_on(
+    paths: Sequence[NDArray[np.float64]], accounts: Sequence[Traces], log_threshold: float
+) -> list[int | None]:
+    """As `Judge.first_alarms`, of evidence that is known already and under any threshold."""
+    return [first_alarm(path, account, log_threshold) for path, account in zip(paths, accounts, strict=True)]
 
 
 def first_alarm(path: NDArray[np.float64], account: Traces, log_threshold: float) -> int | None:
