@@ -54,7 +54,7 @@ JB_TOP3, JBA_PGD, DFME = JbTop3.name, JbaPgd.name, Dfme.name
 RATE = 1e-4
 """Alarms a query on honest natural images (VIII-A 1)."""
 HONEST_SEED = 9_000
-"""Of the honest population; the one that the guarantee is judged by, so that its traces serve twice."""
+"""Of the honest accounts; the first of those that the guarantee is judged by, so that their traces serve twice."""
 FOREIGN_KIND = "natural images of another kind"
 PAIRS, LIKELIHOOD, EVIDENCE = "similar pairs", "likelihood", "evidence of all detectors"
 
@@ -271,37 +271,33 @@ Honest = Mapping[str, Mapping[str, Burned]]
 
 
 def _honest_alarms(context: Context, encoder: Encoder, likelihood: Rule, together: Rule) -> Honest:
-    """Of the whole population for the evidence; of a few accounts of each kind for the report's rules."""
+    """Of a few accounts of each kind; what whole accounts suffer, and of many, is the guarantee's study."""
     sizes = context.sizes
-    plans = honest_plans(context.splits.test, sizes.honest_accounts, sizes.honest_queries, HONEST_SEED)
-    traces = context.traces(plans, "honest population: detectors")
-    alarms = context.judge.first_alarms(traces)
+    accounts = min(sizes.honest_accounts, len(sizes.seeds) * len(KINDS))
+    plans = honest_plans(context.splits.test, accounts, sizes.honest_queries, HONEST_SEED)
     foreign = _once(context.foreign, sizes.honest_queries)
     foreign_plan = honest_plans(foreign, 1, len(foreign), HONEST_SEED, (KINDS[0],))
-    few = range(min(len(plans), len(sizes.seeds) * len(KINDS)))
-
-    def replayed(rule: Rule, name: str, rows: Sequence[int], silent: Callable[[int], bool]) -> list[Burned]:
-        # Whoever never alarms with one memory throughout has no account closed, and needs no replay.
-        loud = [row for row in rows if not silent(row)]
-        what = f"honest accounts, {name}"
-        found = dict(zip(loud, _replay(context, [plans[row] for row in loud], rule, what), strict=True))
-        return [found.get(row, Burned(plans[row].queries, ())) for row in rows]
+    traces = context.traces(plans, "honest accounts: detectors")
+    alarms = context.judge.first_alarms(traces)
 
     def few_pairs(row: int) -> bool:
         distances = traces[row][SimilarityDetector.name].values[:, 0]
         return int((distances < encoder.delta).sum()) < encoder.bundle.manifest.similarity.pairs
 
-    everybody = range(len(plans))
-    rules: dict[str, tuple[Rule, Sequence[int], Callable[[int], bool]]] = {
-        PAIRS: (encoder.rule, few, few_pairs),
-        LIKELIHOOD: (likelihood, few, lambda row: False),
-        EVIDENCE: (together, everybody, lambda row: alarms[row] is None),
+    rules: dict[str, tuple[Rule, Callable[[int], bool]]] = {
+        PAIRS: (encoder.rule, few_pairs),
+        LIKELIHOOD: (likelihood, lambda row: False),
+        EVIDENCE: (together, lambda row: alarms[row] is None),
     }
     honest: dict[str, dict[str, Burned]] = {}
-    for name, (rule, rows, silent) in rules.items():
-        found = replayed(rule, name, rows, silent)
-        for kind in dict.fromkeys(plans[row].kind for row in rows):
-            mine = [one for row, one in zip(rows, found, strict=True) if plans[row].kind == kind]
+    for name, (rule, silent) in rules.items():
+        # Whoever never alarms with one memory throughout has no account closed, and needs no replay.
+        loud = [row for row in range(len(plans)) if not silent(row)]
+        burned = _replay(context, [plans[row] for row in loud], rule, f"honest accounts, {name}")
+        replayed = dict(zip(loud, burned, strict=True))
+        found = [replayed.get(row, Burned(plan.queries, ())) for row, plan in enumerate(plans)]
+        for kind in dict.fromkeys(plan.kind for plan in plans):
+            mine = [one for plan, one in zip(plans, found, strict=True) if plan.kind == kind]
             honest.setdefault(kind.replace("_", " "), {})[name] = joined(mine)
         honest.setdefault(FOREIGN_KIND, {})[name] = _replay(context, foreign_plan, rule, f"{FOREIGN_KIND}, {name}")[0]
     return honest

@@ -28,7 +28,9 @@ DOTS_PER_INCH = 110
 
 
 @contextmanager
-def drawn(path: Path, columns: int = 1, width: float = 4.4, height: float = 3.6, rows: int = 1) -> Iterator[Any]:
+def drawn(
+    path: Path, columns: int = 1, width: float = 4.4, height: float = 3.6, rows: int = 1, sharey: bool = False
+) -> Iterator[Any]:
     """Draws a picture of panels side by side, in one row or more, and saves it at the end.
 
     Args:
@@ -37,6 +39,7 @@ def drawn(path: Path, columns: int = 1, width: float = 4.4, height: float = 3.6,
         width: of each, inches.
         height: of each, inches.
         rows: of panels.
+        sharey: whether all have the scale of the first.
 
     Yields:
         [rows * columns] axes.
@@ -46,7 +49,8 @@ def drawn(path: Path, columns: int = 1, width: float = 4.4, height: float = 3.6,
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False)
+    size = (width * columns, height * rows)
+    figure, axes = pyplot.subplots(rows, columns, figsize=size, squeeze=False, sharey=sharey)
     try:
         yield axes.ravel()
         figure.tight_layout()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from services.evaluation.attackers import attackers
 from services.evaluation.context import Context
+from services.evaluation.drawing import ATTACKS, HONEST, NEUTRAL, drawn
 from services.evaluation.guarantee import POPULATION_SEED
 from services.evaluation.report import Picture, Study, Table
 from services.redteam.jacobian import JbaPgd, JbdaTr, JbTop3
@@ -21,7 +21,9 @@ from shared.evidence import BET_SIZES, advance, e_value, log_by_profile
 from shared.population import KINDS
 
 DRAWN_ATTACKS = (JbdaTr.name, JbaPgd.name, JbTop3.name, KnockoffNets.name)
-HONEST_COLOUR, ATTACK_COLOUR, GREY = "#3b6ea5", "#b3372b", "#333333"
+ATTACK = ATTACKS["JBDA-TR"]
+WIDTH = 8
+"""Of a picture, inches."""
 SHOWN = ("similarity", 4)
 """Detector and number of the statistic that the pictures follow: the log-odds of a crafted image."""
 
@@ -65,75 +67,58 @@ def _values(traces: Traces) -> NDArray[np.float32]:
     return traces[detector].values[:, number]
 
 
-def _new(columns: int = 1, height: float = 3.6, **options: Any) -> tuple[Any, Any]:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot.subplots(1, columns, figsize=(8, height), squeeze=False, **options)
-
-
-def _save(context: Context, figure: Any, name: str, caption: str) -> Picture:
-    from matplotlib import pyplot
-
-    figure.tight_layout()
-    context.output.mkdir(parents=True, exist_ok=True)
-    figure.savefig(context.output / name, dpi=110)
-    pyplot.close(figure)
-    return Picture(name, caption)
-
-
 def _differences(
     context: Context, honest: Sequence[tuple[str, Traces]], attacks: Sequence[tuple[str, Traces]]
 ) -> Picture:
-    figure, axes = _new(height=0.16 * (len(honest) + len(attacks)) + 1.2)
-    axis = axes[0][0]
     everyone = [*honest, *attacks]
-    for row, (_, traces) in enumerate(everyone):
-        values = _values(traces)
-        low, middle, high = np.nanquantile(values[np.isfinite(values)], [0.05, 0.5, 0.95])
-        colour = HONEST_COLOUR if row < len(honest) else ATTACK_COLOUR
-        axis.plot([low, high], [row, row], color=colour, linewidth=3, solid_capstyle="butt", alpha=0.6)
-        axis.plot(middle, row, "o", color=colour, markersize=4)
-    axis.set_yticks(range(len(everyone)), [name for name, _ in everyone], fontsize=7)
-    axis.invert_yaxis()
-    axis.set_xlabel("log-odds that an image is crafted: median, and 5% to 95% of the account's queries")
+    file = "explained-accounts.png"
+    with drawn(context.output / file, width=WIDTH, height=0.16 * len(everyone) + 1.2) as (axis,):
+        for row, (_, traces) in enumerate(everyone):
+            values = _values(traces)
+            low, middle, high = np.nanquantile(values[np.isfinite(values)], [0.05, 0.5, 0.95])
+            colour = HONEST if row < len(honest) else ATTACK
+            axis.plot([low, high], [row, row], color=colour, linewidth=3, solid_capstyle="butt", alpha=0.6)
+            axis.plot(middle, row, "o", color=colour, markersize=4)
+        axis.set_yticks(range(len(everyone)), [name for name, _ in everyone], fontsize=7)
+        axis.invert_yaxis()
+        axis.set_xlabel("log-odds that an image is crafted: median, and 5% to 95% of the account's queries")
     caption = "Honest accounts differ from each other (blue); one threshold for all would hurt some. Attackers in red."
-    return _save(context, figure, "explained-accounts.png", caption)
+    return Picture(file, caption)
 
 
 def _bets(context: Context) -> Picture:
-    figure, axes = _new()
+    file = "explained-bets.png"
     p = np.geomspace(1e-4, 1, 200)
-    for bet in BET_SIZES:
-        axes[0][0].loglog(p, 1 - bet + bet * e_value(p), label=f"{bet:.0%} of the wealth staked")
-    axes[0][0].axhline(1.0, color=GREY, linewidth=0.8)
-    axes[0][0].set(xlabel="conformal p-value of a query", ylabel="factor on the wealth")
-    axes[0][0].legend(frameon=False)
+    with drawn(context.output / file, width=WIDTH) as (axis,):
+        for bet in BET_SIZES:
+            axis.loglog(p, 1 - bet + bet * e_value(p), label=f"{bet:.0%} of the wealth staked")
+        axis.axhline(1.0, color=NEUTRAL, linewidth=0.8)
+        axis.set(xlabel="conformal p-value of a query", ylabel="factor on the wealth")
+        axis.legend(frameon=False)
     caption = "What a query's p-value does to the wealth: common queries cost a little, rare ones pay."
-    return _save(context, figure, "explained-bets.png", caption)
+    return Picture(file, caption)
 
 
 def _sums(context: Context, honest: Traces, attack: Traces) -> Picture:
-    figure, axes = _new(columns=2, sharey=True)
+    file = "explained-sums.png"
     detector, _ = SHOWN
-    for axis, traces, name, colour in zip(
-        axes[0], (honest, attack), ("an honest account", "JBDA-TR"), (HONEST_COLOUR, ATTACK_COLOUR), strict=True
-    ):
-        model = context.judge.models[detector]
-        sums = np.zeros((model.profiles, len(model.statistics), len(BET_SIZES)))
-        lines = []
-        for e_values in account_e_values(detector, STATISTICS[detector], model, traces):
-            sums = advance(sums, e_values)
-            lines.append(log_by_profile(sums) / np.log(10))
-        path = np.array(lines)
-        axis.plot(path, color=GREY, alpha=0.25, linewidth=0.8)
-        axis.plot(path.min(axis=1), color=colour, linewidth=2)
-        axis.axhline(context.judge.log_threshold / np.log(10), color=GREY, linestyle="--", linewidth=1)
-        axis.set(title=name, xlabel="queries")
-    axes[0][0].set_ylabel(f"R of the detector {detector}, powers of ten")
+    model = context.judge.models[detector]
+    with drawn(context.output / file, columns=2, width=WIDTH / 2, sharey=True) as axes:
+        for axis, traces, name, colour in zip(
+            axes, (honest, attack), ("an honest account", "JBDA-TR"), (HONEST, ATTACK), strict=True
+        ):
+            sums = np.zeros((model.profiles, len(model.statistics), len(BET_SIZES)))
+            lines = []
+            for e_values in account_e_values(detector, STATISTICS[detector], model, traces):
+                sums = advance(sums, e_values)
+                lines.append(log_by_profile(sums) / np.log(10))
+            path = np.array(lines)
+            axis.plot(path, color=NEUTRAL, alpha=0.25, linewidth=0.8)
+            axis.plot(path.min(axis=1), color=colour, linewidth=2)
+            axis.axhline(context.judge.log_threshold / np.log(10), color=NEUTRAL, linestyle="--", linewidth=1)
+            axis.set(title=name, xlabel="queries")
+        axes[0].set_ylabel(f"R of the detector {detector}, powers of ten")
     caption = (
         "R under every honest profile (thin) and the smallest (thick), which is the evidence; dashed, the threshold."
     )
-    return _save(context, figure, "explained-sums.png", caption)
+    return Picture(file, caption)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.evaluation.context import Context
+from services.evaluation.drawing import HONEST, NEUTRAL, drawn
 from services.evaluation.figures import Finding
 from services.evaluation.report import Picture, Study, Table
 from services.evaluation.verdicts import Judge, first_alarm
@@ -184,23 +185,13 @@ def _uniformity(context: Context, accounts: Sequence[Traces]) -> Table:
 
 
 def _picture(context: Context, found: Sequence[Judged]) -> Picture:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     kinds = [kind.__name__ for kind in KINDS]
-    figure, axis = pyplot.subplots(figsize=(8, 4))
-    for row, kind in enumerate(kinds):
-        largest = [one.largest / np.log(10) for one in found if one.kind == kind]
-        axis.scatter(largest, [row] * len(largest), color="#3b6ea5", alpha=0.5, s=14)
-    threshold = context.judge.log_threshold / np.log(10)
-    axis.axvline(threshold, color="#333333", linestyle="--", linewidth=1)
-    axis.set_yticks(range(len(kinds)), [kind.replace("_", " ") for kind in kinds])
-    axis.set(xlabel="largest evidence that the account ever reached, powers of ten", xlim=(0, None))
-    axis.invert_yaxis()
-    figure.tight_layout()
-    context.output.mkdir(parents=True, exist_ok=True)
-    figure.savefig(context.output / "guarantee.png", dpi=110)
-    pyplot.close(figure)
+    with drawn(context.output / "guarantee.png", width=8, height=4) as (axis,):
+        for row, kind in enumerate(kinds):
+            largest = [one.largest / np.log(10) for one in found if one.kind == kind]
+            axis.scatter(largest, [row] * len(largest), color=HONEST, alpha=0.5, s=14)
+        axis.axvline(context.judge.log_threshold / np.log(10), color=NEUTRAL, linestyle="--", linewidth=1)
+        axis.set_yticks(range(len(kinds)), [kind.replace("_", " ") for kind in kinds])
+        axis.set(xlabel="largest evidence that the account ever reached, powers of ten", xlim=(0, None))
+        axis.invert_yaxis()
     return Picture("guarantee.png", "Every honest account's largest evidence; dashed, the threshold.")
