@@ -29,7 +29,7 @@ from shared.rows import Rows, RowsChanges, RowsLayout
 Features: TypeAlias = dict[str, NDArray[Any]]
 """Columns of equal length n, one row a query; what `score` hands to `step`."""
 
-STATE_VERSION = 2
+STATE_VERSION = 3
 REPEAT_MEMORY = RowsLayout(shape=(), dtype=np.uint64, capacity=16_384, chunk_rows=512)
 """Digests of an account's inputs: an exact repeat within this many queries (a client's retry) is no evidence."""
 
@@ -256,7 +256,7 @@ class Detector(ABC, Generic[MemoryType]):
         values, history, news = self.replay(state, features, rows)
         if len(values):
             scores = np.where(news, orient(self.statistics, values), np.nan)
-            state.evidence.absorb(self.evidence.e_values(scores, history))
+            state.evidence.absorb(self.evidence.bets(scores, history))
         observation = Observation(
             queries=state.queries,
             repeats=state.repeats,

@@ -5,28 +5,27 @@ says how often an honest account will be hurt. Evidence can. The unit of honesty
 from each other, so an account is suspect only when it is unlike every honest profile.
 
 - *Profiles*: sorted scores of calibration accounts, clustered; for each profile, statistic and history size.
-- *Bets*: a query's conformal p-value under a profile is its rank among that profile's scores; its e-value is the
-  mixture of power calibrators of Vovk and Wang (E-values: calibration, combination and applications, 2021, eq. 2),
-  hedged over bet sizes so that a few bad queries among many good ones still pay.
-- *E-detectors*: the Shiryaev-Roberts sum `R = e (R + 1)` (Shin, Ramdas, Rinaldo, E-detectors, 2022), averaged over bet
-  sizes and statistics; averages are valid whatever their dependence. A threshold of 1/alpha on R gives at least 1/alpha
+- *Bets*: a query's conformal p-value under a profile is its rank among that profile's scores. Several gamblers bet on
+  it: some by the mixture of power calibrators of Vovk and Wang (E-values: calibration, combination and applications,
+  2021, eq. 2), some on the few smallest p-values alone; some stake all of their wealth, and some little, so that a few
+  bad queries among many good ones still pay.
+- *E-detectors*: the Shiryaev-Roberts sum `R = e (R + 1)` (Shin, Ramdas, Rinaldo, E-detectors, 2022), averaged over bets
+  and statistics; averages are valid whatever their dependence. A threshold of 1/alpha on R gives at least 1/alpha
   honest queries between false alarms on average.
 - *Leash*: no profile's R exceeds `leash` times the smallest, so that an honest account that changes from one profile to
   another does not carry the first one's doubts along.
-- *Discount*: a statistic's e-values are divided by the largest mean e-value that calibration accounts reach under
-  profiles that exclude them.
+- *Discount*: what a bet on a statistic pays is divided by the most that it paid a calibration account on average, under
+  profiles that exclude the account.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-BET_SIZES = np.array([0.05, 0.25, 1.0])
-"""Shares of the wealth that are staked on each query."""
 LEASH = 30.0
 """Largest ratio between a profile's R and the smallest."""
 LARGEST_R = 1e12
@@ -51,6 +50,36 @@ def e_value(p: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 @dataclass(frozen=True, slots=True)
+class Bet:
+    """One way to bet against an honest profile.
+
+    Attributes:
+        size: share of the wealth that is staked on each query.
+        tail: the p-value up to which the bet pays, equally; by the mixture of power calibrators where None.
+    """
+
+    size: float
+    tail: float | None = None
+
+    def payoff(self, tails: NDArray[np.float64]) -> NDArray[np.float64]:
+        """[G], what each unit of the stake becomes at p-values that were rounded up to one of these; a fair bet.
+
+        Args:
+            tails: [G] descending from 1.
+        """
+        if self.tail is None:
+            return e_value(tails)
+        pays = tails <= self.tail
+        likelihood = tails[pays].max(initial=0.0)
+        return pays / (likelihood or 1.0)
+
+
+BETS = (Bet(0.1), Bet(1.0), Bet(0.02, 0.01), Bet(0.1, 0.01), Bet(0.02, 0.003), Bet(0.1, 0.003))
+"""Where one query in eight is crafted, seven cost an eighth of a stake of 0.02 and half of one of 0.1: the smaller one
+wins. What pays at small p-values alone is discounted least, since honest accounts differ least there."""
+
+
+@dataclass(frozen=True, slots=True)
 class EvidenceModel:
     """The calibrated part of a detector's evidence: P profiles, S statistics, H history sizes, G tail probabilities.
 
@@ -63,7 +92,7 @@ class EvidenceModel:
         tails: [G] descending tail probabilities, the first is 1.
         thresholds: [P, S, H, G] float32; a score of at least `thresholds[..., g]` has a conformal p-value of at most
             `tails[g]`. Infinite where the calibration data is too small to tell.
-        discount: [S], at least 1.
+        discount: [S, B], at least 1; for each statistic, of each of the `BETS`.
     """
 
     statistics: tuple[str, ...]
@@ -71,19 +100,27 @@ class EvidenceModel:
     tails: NDArray[np.float64]
     thresholds: NDArray[np.float32]
     discount: NDArray[np.float64]
+    _factors: NDArray[np.float64] = field(init=False, repr=False, compare=False)
+    """[S, G + 1, B]; the last row is of a query without a score."""
 
     def __post_init__(self) -> None:
         fitting = (len(self.statistics), len(self.history_edges) + 1, len(self.tails))
         if self.thresholds.ndim != 4 or self.thresholds.shape[1:] != fitting:
             raise ValueError(f"thresholds of shape {self.thresholds.shape} do not fit the other arrays")
-        if not len(self.thresholds) or self.discount.shape != fitting[:1] or not (self.discount >= 1).all():
-            raise ValueError("there must be a profile, and for each statistic a discount of at least 1")
+        discounts = (len(self.statistics), len(BETS))
+        if not len(self.thresholds) or self.discount.shape != discounts or not (self.discount >= 1).all():
+            raise ValueError("there must be a profile, and for each statistic and bet a discount of at least 1")
         if self.tails[0] != 1.0 or not (np.diff(self.tails) < 0).all() or not self.tails[-1] > 0:
             raise ValueError("tails must descend from 1 and stay above 0")
         if (np.diff(self.history_edges) <= 0).any():
             raise ValueError("history edges must ascend")
         if not (self.thresholds[..., 2:] >= self.thresholds[..., 1:-1]).all():
             raise ValueError("thresholds must be numbers and ascend as the tails fall")
+        sizes = np.array([bet.size for bet in BETS])
+        payoffs = np.stack([bet.payoff(self.tails) for bet in BETS], axis=1)
+        factors = 1 - sizes + sizes * payoffs / self.discount[:, None]
+        silent = np.full((len(self.statistics), 1, len(BETS)), np.nan)
+        object.__setattr__(self, "_factors", np.concatenate([factors, silent], axis=1))
 
     @property
     def profiles(self) -> int:
@@ -115,38 +152,48 @@ class EvidenceModel:
             discount=tensors["discount"].astype(np.float64),
         )
 
-    def e_values(self, scores: NDArray[np.float64], history: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Discounted e-values of queries under every profile.
+    def ranks(self, scores: NDArray[np.float64], history: NDArray[np.int64]) -> NDArray[np.int64]:
+        """[n, P, S], how rare each score is under each profile: the number of its p-value among `tails`.
 
         Args:
             scores: [n, S] oriented scores; NaN where a query has none.
             history: [n], how many queries the account had sent before each.
 
         Returns:
-            [n, P, S]; NaN where the score is.
+            In 0 to G - 1; -1 where there is no score.
         """
         size = np.searchsorted(self.history_edges, history, side="right")
         thresholds = self.thresholds[:, :, size].transpose(2, 0, 1, 3)
         # Thresholds ascend with falling tails, so counting them finds the rank without a search for each profile.
         rank = (scores.astype(np.float32)[:, None, :, None] >= thresholds[..., 1:]).sum(axis=-1)
-        table = e_value(self.tails)[:, None] / self.discount
-        values = table[rank, np.arange(len(self.statistics))]
-        return np.where(np.isnan(scores)[:, None, :], np.nan, values)
+        return np.where(np.isnan(scores)[:, None, :], -1, rank)
+
+    def factors(self, ranks: NDArray[np.int64]) -> NDArray[np.float64]:
+        """[..., P, S, B], by what each query multiplies each gambler's wealth; NaN where it says nothing.
+
+        Args:
+            ranks: [..., P, S] of `ranks`.
+        """
+        # A rank of -1 takes the last row.
+        return self._factors[np.arange(len(self.statistics)), ranks]
+
+    def bets(self, scores: NDArray[np.float64], history: NDArray[np.int64]) -> NDArray[np.float64]:
+        """[n, P, S, B], `factors` of the `ranks` of scores."""
+        return self.factors(self.ranks(scores, history))
 
 
 Sums = NDArray[np.float64]
-"""[..., P, S, B]: R for each profile, statistic and bet size; leading axes are accounts, where there are many."""
+"""[..., P, S, B]: R for each profile, statistic and bet; leading axes are accounts, where there are many."""
 
 
-def advance(sums: Sums, e_values: NDArray[np.float64]) -> Sums:
+def advance(sums: Sums, factors: NDArray[np.float64]) -> Sums:
     """The sums after one more query of each account.
 
     Args:
         sums: [..., P, S, B].
-        e_values: [..., P, S]; where NaN, the sum stays as it is (the query says nothing).
+        factors: [..., P, S, B]; where NaN, the sum stays as it is (the query says nothing).
     """
-    bets = 1 - BET_SIZES + BET_SIZES * e_values[..., None]
-    grown = np.where(np.isnan(bets), sums, np.minimum(bets * (sums + 1.0), LARGEST_R))
+    grown = np.where(np.isnan(factors), sums, np.minimum(factors * (sums + 1.0), LARGEST_R))
     by_profile = grown.mean(axis=(-2, -1))
     # Below 1 a sum says nothing, so the leash hangs no lower.
     limit = LEASH * np.maximum(by_profile.min(axis=-1, keepdims=True), 1.0)
@@ -156,13 +203,13 @@ def advance(sums: Sums, e_values: NDArray[np.float64]) -> Sums:
 
 
 def log_by_profile(sums: Sums) -> NDArray[np.float32]:
-    """[..., P], natural logarithm of R averaged over statistics and bet sizes; floored at 0, where it says nothing."""
+    """[..., P], natural logarithm of R averaged over statistics and bets; floored at 0, where it says nothing."""
     logarithms: NDArray[np.float64] = np.log(np.maximum(sums.mean(axis=(-2, -1)), 1.0))
     return logarithms.astype(np.float32)
 
 
 class EvidenceState:
-    """The Shiryaev-Roberts sums of one account: R for each profile, statistic and bet size."""
+    """The Shiryaev-Roberts sums of one account: R for each profile, statistic and bet."""
 
     __slots__ = ("sums",)
 
@@ -173,15 +220,15 @@ class EvidenceState:
     @classmethod
     def initial(cls, model: EvidenceModel) -> EvidenceState:
         """An account of which nothing is known."""
-        return cls(np.zeros((model.profiles, len(model.statistics), len(BET_SIZES))))
+        return cls(np.zeros((model.profiles, len(model.statistics), len(BETS))))
 
-    def absorb(self, e_values: NDArray[np.float64]) -> None:
+    def absorb(self, factors: NDArray[np.float64]) -> None:
         """Take in an account's queries in order; cutting them anywhere gives the same sums bit for bit.
 
         Args:
-            e_values: [n, P, S]; where NaN, the sum stays as it is (the query says nothing).
+            factors: [n, P, S, B]; where NaN, the sum stays as it is (the query says nothing).
         """
-        for row in e_values:
+        for row in factors:
             self.sums = advance(self.sums, row)
 
     def log_evidence(self) -> NDArray[np.float32]:

@@ -28,12 +28,13 @@ from services.redteam.adaptive import Colluding
 from services.redteam.attack import NATURAL, Questions, Reply, Route
 from services.redteam.jacobian import Cloudleak, JbdaTr
 from services.redteam.knockoff import KnockoffNets
-from services.tmsp.detector import TmspDetector, tmsp
+from services.tmsp.detector import TmspDetector
 from services.training.papers import TEMPERATURES
 from services.training.tracing import Recording
 from shared.bundle import Bundle
 from shared.datasets import Dataset
 from shared.detection import Detector
+from shared.softmax import tmsp
 
 Logits = NDArray[np.float32]
 """[n, classes]"""

@@ -14,10 +14,10 @@ from services.evaluation.guarantee import POPULATION_SEED
 from services.evaluation.report import Picture, Study, Table
 from services.redteam.jacobian import JbaPgd, JbdaTr, JbTop3
 from services.redteam.knockoff import KnockoffNets
-from services.training.calibration import account_e_values
+from services.training.calibration import account_bets
 from services.training.calibrator import STATISTICS
 from services.training.tracing import Traces, honest_plans
-from shared.evidence import BET_SIZES, advance, e_value, log_by_profile
+from shared.evidence import BETS, advance, log_by_profile
 from shared.population import KINDS
 
 DRAWN_ATTACKS = (JbdaTr.name, JbaPgd.name, JbTop3.name, KnockoffNets.name)
@@ -88,10 +88,11 @@ def _differences(
 
 def _bets(context: Context) -> Picture:
     file = "explained-bets.png"
-    p = np.geomspace(1e-4, 1, 200)
+    p = np.geomspace(1, 1e-4, 400)
     with drawn(context.output / file, width=WIDTH) as (axis,):
-        for bet in BET_SIZES:
-            axis.loglog(p, 1 - bet + bet * e_value(p), label=f"{bet:.0%} of the wealth staked")
+        for bet in BETS:
+            on = "all" if bet.tail is None else f"the rarest {bet.tail:.1%}"
+            axis.loglog(p, 1 - bet.size + bet.size * bet.payoff(p), label=f"{bet.size:.0%} of the wealth on {on}")
         axis.axhline(1.0, color=NEUTRAL, linewidth=0.8)
         axis.set(xlabel="conformal p-value of a query", ylabel="factor on the wealth")
         axis.legend(frameon=False)
@@ -107,10 +108,10 @@ def _sums(context: Context, honest: Traces, attack: Traces) -> Picture:
         for axis, traces, name, colour in zip(
             axes, (honest, attack), ("an honest account", "JBDA-TR"), (HONEST, ATTACK), strict=True
         ):
-            sums = np.zeros((model.profiles, len(model.statistics), len(BET_SIZES)))
+            sums = np.zeros((model.profiles, len(model.statistics), len(BETS)))
             lines = []
-            for e_values in account_e_values(detector, STATISTICS[detector], model, traces):
-                sums = advance(sums, e_values)
+            for factors in account_bets(detector, STATISTICS[detector], model, traces):
+                sums = advance(sums, factors)
                 lines.append(log_by_profile(sums) / np.log(10))
             path = np.array(lines)
             axis.plot(path, color=NEUTRAL, alpha=0.25, linewidth=0.8)

@@ -13,11 +13,13 @@ from services.evaluation.drawing import HONEST, NEUTRAL, drawn
 from services.evaluation.figures import Finding
 from services.evaluation.report import Picture, Study, Table
 from services.evaluation.verdicts import Judge, first_alarm
-from services.training.calibration import confidence_interval
+from services.training.calibration import confidence_interval, pooled_models
 from services.training.calibrator import STATISTICS, Calibrator, Rates
-from services.training.tracing import HonestPlan, Traces, honest_plans
+from services.training.tracing import HonestPlan, Trace, Traces, honest_plans
 from shared.cameras import Camera, Images, photograph, shots_of
 from shared.datasets import Dataset
+from shared.detection import Statistic
+from shared.evidence import EvidenceModel
 from shared.population import KINDS, HonestAccount, steady
 
 POPULATION_SEED = 9_000
@@ -82,7 +84,8 @@ def study(context: Context) -> Study:
     plans = honest_plans(context.splits.test, sizes.honest_accounts, sizes.honest_queries, POPULATION_SEED)
     accounts = context.traces(plans, "honest population: detectors")
     found = judged(context.judge, plans, accounts)
-    unseen = _unseen(context, plans, accounts)
+    populations_of_bundle = calibration_accounts(context)
+    unseen = _unseen(context, populations_of_bundle, plans, accounts)
     drift = honest_plans(
         context.splits.test, 5 * sizes.drawn_accounts, sizes.honest_queries, POPULATION_SEED + 1, (drifting,)
     )
@@ -100,7 +103,7 @@ def study(context: Context) -> Study:
         f"{100 * lower:.2f} to {100 * upper:.2f}). Each kind is also judged by a calibration that has not seen it.",
         tables=[
             _by_kind(found, unseen, drifted),
-            _uniformity(context, accounts),
+            _uniformity(context, [traces for _, traces in populations_of_bundle[0]], accounts),
         ],
         pictures=[_picture(context, found)],
         findings=[
@@ -114,11 +117,15 @@ def study(context: Context) -> Study:
     )
 
 
-def _unseen(context: Context, plans: Sequence[HonestPlan], accounts: Sequence[Traces]) -> dict[str, tuple[int, int]]:
+def _unseen(
+    context: Context,
+    populations_of_bundle: tuple[Population, Population],
+    plans: Sequence[HonestPlan],
+    accounts: Sequence[Traces],
+) -> dict[str, tuple[int, int]]:
     """For each kind, how many of its accounts alarm, of how many, where calibration has not seen the kind."""
     kinds = [kind.__name__ for kind in KINDS][: context.sizes.kinds_left_out]
     task = context.progress.add_task("calibrating without a kind", total=len(kinds))
-    populations_of_bundle = calibration_accounts(context)
     found = {}
     for kind in kinds:
         judge = without_kind(context, *populations_of_bundle, kind)
@@ -149,21 +156,18 @@ def _by_kind(found: Sequence[Judged], unseen: dict[str, tuple[int, int]], drifte
     )  # fmt: skip
 
 
-def p_values(context: Context, detector: str, account: Traces) -> NDArray[np.float64]:
-    """[m, S], conformal p-values of an account's queries under the pooled profile; NaN where a query has no value."""
-    model = context.judge.models[detector]
-    scores = account[detector].scores(STATISTICS[detector])
-    size = np.searchsorted(model.history_edges, account[detector].history, side="right")
-    thresholds = model.thresholds[0][:, size].transpose(1, 0, 2)
-    rank = (scores.astype(np.float32)[..., None] >= thresholds[..., 1:]).sum(axis=-1)
-    return np.where(np.isnan(scores), np.nan, model.tails[rank])
+def p_values(model: EvidenceModel, statistics: Sequence[Statistic], seen: Trace) -> NDArray[np.float64]:
+    """[m, S], conformal p-values of an account's queries under the only profile; NaN where a query has no value."""
+    ranks = model.ranks(seen.scores(statistics), seen.history)[:, 0]
+    return np.where(ranks < 0, np.nan, model.tails[ranks])
 
 
-def _uniformity(context: Context, accounts: Sequence[Traces]) -> Table:
+def _uniformity(context: Context, calibrated: Sequence[Traces], accounts: Sequence[Traces]) -> Table:
     """Fresh honest p-values: pooled over accounts they are uniform if calibration is sound; single accounts are not."""
     rows: list[list[str | int | float | None]] = []
+    models = pooled_models(STATISTICS, calibrated)
     for detector, statistics in STATISTICS.items():
-        values = [p_values(context, detector, account) for account in accounts]
+        values = [p_values(models[detector], statistics, account[detector]) for account in accounts]
         for number, statistic in enumerate(statistics):
             columns = [v[:, number][np.isfinite(v[:, number])] for v in values]
             columns = [column for column in columns if len(column) >= 100]
@@ -172,15 +176,16 @@ def _uniformity(context: Context, accounts: Sequence[Traces]) -> Table:
             pooled = np.concatenate(columns)
             shares = [100 * float((pooled <= level).mean()) for level in LEVELS]
             worst = 100 * max(float((column <= LEVELS[1]).mean()) for column in columns)
-            discount = float(context.judge.models[detector].discount[number])
-            rows.append([f"{detector}: {statistic.name.replace('_', ' ')}", *shares, worst, discount])
+            discount = context.judge.models[detector].discount[number]
+            name = f"{detector}: {statistic.name.replace('_', ' ')}"
+            rows.append([name, *shares, worst, f"{discount.min():.1f} to {discount.max():.1f}"])
     return Table(
         "Are honest p-values uniform?",
-        ["statistic", *(f"p <= {level:g}, %" for level in LEVELS), "worst account, p <= 0.01, %", "discount"],
+        ["statistic", *(f"p <= {level:g}, %" for level in LEVELS), "worst account, p <= 0.01, %", "discounts"],
         rows,
-        "Shares of the population's queries under the profile of all calibration accounts; uniform would be 10, 1 and "
-        "0.1. Single accounts differ, which is why evidence is the smallest over many profiles. A discount of 1 is "
-        "none.",
+        "Shares of the population's queries under all calibration accounts together; uniform would be 10, 1 and 0.1. "
+        "Single accounts differ, which is why evidence is the smallest over many profiles. Discounts are of the bets "
+        "on the statistic; 1 is none.",
     )
 
 

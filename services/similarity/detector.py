@@ -9,12 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.similarity.encoder import ReferenceEncoder, SimilarityEncoder, both
-from shared.bundle import Bundle, ModelSection, SimilaritySection
+from services.similarity.rarity import Rarity
+from shared.bundle import Bundle, BundleError, ModelSection, SimilaritySection
 from shared.detection import Detector, Features, Memory, Rule, Statistic, check_inputs, check_logits, pixels
 from shared.evidence import EvidenceModel
 from shared.neighbours import NeighbourIndex, ReferenceIndex
 from shared.networks import bundle_network, image_shape, in_fixed_batches
 from shared.rows import Rows, RowsLayout
+from shared.softmax import tmsp
 
 STATISTICS = (
     Statistic("pair_distance", suspicious_when_high=False),
@@ -22,7 +24,10 @@ STATISTICS = (
     Statistic("steepness_where_close", suspicious_when_high=True),
     Statistic("reference_distance", suspicious_when_high=True),
     Statistic("crafted", suspicious_when_high=True),
+    Statistic("crafted_and_unsure", suspicious_when_high=True),
 )
+STATELESS = tuple(statistic.name for statistic in STATISTICS[3:])
+"""Statistics of a query alone."""
 
 
 class SimilarityMemory(Memory):
@@ -80,7 +85,9 @@ class SimilarityDetector(Detector[SimilarityMemory]):
     as evidence: the distance itself; *steepness*, the change of the centred logits over the change of the input from
     the nearest earlier input of the latest `steepness_window` (crafted queries follow the gradient, photographs do
     not), once over all and once where that input is close; the distance to the honest reference, the k-th nearest of a
-    fixed set of honest images in the reference encoder's space; and that encoder's log-odds of a crafted image.
+    fixed set of honest images in the reference encoder's space; that encoder's log-odds of a crafted image; and how
+    rare these are and the model's own doubt (TMSP), added: an honest image may look crafted, or be hard to recognise,
+    and is hardly ever both.
     """
 
     name: ClassVar[str] = "similarity"
@@ -93,6 +100,9 @@ class SimilarityDetector(Detector[SimilarityMemory]):
         similarity: SimilarityEncoder,
         reference: ReferenceEncoder,
         honest: NDArray[np.float32],
+        temperature: float,
+        unsure: Rarity,
+        crafted: Rarity,
         evidence: EvidenceModel,
         fingerprint: str,
     ) -> None:
@@ -103,6 +113,9 @@ class SimilarityDetector(Detector[SimilarityMemory]):
             similarity: trained, in evaluation mode.
             reference: trained, in evaluation mode.
             honest: [m, 128] features of honest images under `reference`.
+            temperature: T of TMSP.
+            unsure: rarity of minus TMSP.
+            crafted: rarity of the log-odds of a crafted image.
             evidence: calibrated for the statistics.
             fingerprint: identity of all of this.
         """
@@ -110,6 +123,7 @@ class SimilarityDetector(Detector[SimilarityMemory]):
         self.section, self.model = section, model
         self.similarity, self.reference = similarity, reference
         self.honest = ReferenceIndex(honest)
+        self.temperature, self.unsure, self.crafted = temperature, unsure, crafted
 
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> SimilarityDetector:
@@ -123,11 +137,21 @@ class SimilarityDetector(Detector[SimilarityMemory]):
         similarity = bundle_network(bundle, "similarity", SimilarityEncoder(shape, classes))
         reference = bundle_network(bundle, "reference", ReferenceEncoder(shape, classes))
         honest = bundle.tensors("honest")["features"].astype(np.float32)
-        evidence = cls.calibrated_evidence(bundle)
-        return cls(bundle.manifest.similarity, model, similarity, reference, honest, evidence, bundle.fingerprint)
+        return cls(
+            section=bundle.manifest.similarity,
+            model=model,
+            similarity=similarity,
+            reference=reference,
+            honest=honest,
+            temperature=bundle.manifest.tmsp.temperature,
+            unsure=_rarity(bundle, "unsure"),
+            crafted=_rarity(bundle, "crafted"),
+            evidence=cls.calibrated_evidence(bundle),
+            fingerprint=bundle.fingerprint,
+        )
 
     def score(self, inputs: NDArray[np.uint8], logits: NDArray[np.float32]) -> Features:
-        """Feature vectors, the distance to the honest reference, and centred logits.
+        """Feature vectors, the statistics of a query alone, and centred logits.
 
         Raises:
             ValueError: inputs or logits have other shapes than the bundle's, or logits are not finite.
@@ -142,6 +166,7 @@ class SimilarityDetector(Detector[SimilarityMemory]):
             "vector": vectors.astype(np.float16),
             "reference_distance": self.honest.distances(reference, self.section.reference_neighbour),
             "crafted": crafted[:, 0],
+            "crafted_and_unsure": self.crafted(crafted[:, 0]) + self.unsure(-tmsp(logits, self.temperature)),
             "image": inputs.reshape(len(inputs), -1),
             "logits": logits - logits.mean(axis=1, keepdims=True),
         }
@@ -172,7 +197,7 @@ class SimilarityDetector(Detector[SimilarityMemory]):
         nearest = pair_distance if np.isfinite(pair_distance) else float("nan")
         memory.pairs += nearest < self.section.delta
         memory.remember(vector, image, logits)
-        stateless = (float(features[name][row]) for name in ("reference_distance", "crafted"))
+        stateless = (float(features[name][row]) for name in STATELESS)
         values = (nearest, steepness, close, *stateless)
         memory.latest = np.array(values)
         return values
@@ -188,3 +213,16 @@ class SimilarityDetector(Detector[SimilarityMemory]):
                 **{s.name: float(value) for s, value in zip(self.statistics, memory.latest, strict=True)},
             },
         )
+
+
+def _rarity(bundle: Bundle, name: str) -> Rarity:
+    """
+    Raises:
+        BundleError: the bundle holds none.
+    """
+    try:
+        return Rarity(bundle.tensors("rarity")[name])
+    except BundleError:
+        raise
+    except (KeyError, ValueError) as error:
+        raise BundleError(f"{bundle.folder / 'rarity'}.safetensors: {name}: {error}") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -18,24 +18,26 @@ from torch import nn
 
 from services.inference.network import ARCHITECTURES
 from services.likelihood.vqvae import VectorQuantisedAutoencoder
+from services.similarity import rarity
 from services.similarity.encoder import ReferenceEncoder, SimilarityEncoder
+from services.similarity.rarity import Rarity
 from services.training import calibration, networks, papers
 from services.training.calibrator import SMALLEST_THRESHOLD, Calibrator, Rates
 from services.training.malicious import crafted_images
 from services.training.prediction import accuracy, logits_of
 from services.training.recipes import RECIPES
-from services.training.tracing import DEFAULT_TRACES, DETECTORS, HonestPlan, Tracer, populations
+from services.training.tracing import DEFAULT_TRACES, DETECTORS, Tracer, populations
 from shared.bundle import Bundle, CalibrationSection, write_bundle
 from shared.cameras import Images
 from shared.datasets import Splits
 from shared.networks import in_fixed_batches, load_network, network_tensors
 from shared.population import draw_accounts
+from shared.softmax import tmsp
 
 MALICIOUS_SAMPLES = 100
 """For the validation of T and lambda (AMAO, section 5.3)."""
-TEMPERATURE_QUERIES = 300
-"""Honest ones of each account, for the same."""
-
+EARLY_QUERIES = 300
+"""Honest ones of each account, for what the detectors' statistics themselves depend on."""
 
 Positives = Literal["transformations", "adversarial"]
 
@@ -99,9 +101,9 @@ class BundleMaker:
 
     def make(self, output: Path) -> Bundle:
         """Train what is missing, calibrate, and write the bundle."""
-        files = self.train()
-        manifest, evidence = self._calibrate(self._draft(files), files)
-        return write_bundle(output, manifest, files | evidence)
+        trained = self.train()
+        manifest, files = self._calibrate(self._draft(trained), trained)
+        return write_bundle(output, manifest, files)
 
     # ---- networks ----
 
@@ -134,7 +136,7 @@ class BundleMaker:
                 data, plan.architecture, classes, recipe, self.splits.mirror, seed, progress, checkpoints, crafted()
             ),
         )  # fmt: skip
-        reference = self._trained(
+        self.reference = reference = self._trained(
             "reference", (plan.reference_epochs, plan.crafted), ReferenceEncoder(shape, classes),
             lambda checkpoints: networks.train_reference(
                 data, classes, plan.reference_epochs, seed + 1, progress, checkpoints, crafted()
@@ -233,14 +235,20 @@ class BundleMaker:
     ) -> tuple[dict[str, Any], dict[str, Mapping[str, NDArray[Any]]]]:
         plan, console = self.plan, self.progress.console
         accounts, held = populations(CalibrationSection.model_validate(draft["calibration"]), self.splits)
-        tmsp = self._temperature(accounts)
-        # TMSP's values depend on T, which is known only now; those of the others on nothing that is calibrated.
-        bundle = write_bundle(self.work / "draft", draft | {"tmsp": {**tmsp, "suspicion": 1.0}}, files | self._silent())
+        # A few queries of each account do: it is the share over all of them that lambda and rarities hold.
+        images = np.concatenate([account.account().images[:EARLY_QUERIES] for account in accounts])
+        logits = logits_of(self.victim, images)
+        found_tmsp = self._temperature(logits)
+        files = files | {"rarity": self._rarity(images, logits, found_tmsp["temperature"])}
+        # Two statistics depend on T and rarities, which are known only now; the others on nothing that is calibrated.
+        bundle = write_bundle(
+            self.work / "draft", draft | {"tmsp": {**found_tmsp, "suspicion": 1.0}}, files | self._silent()
+        )
         tracer = Tracer(bundle, self.traces, self.progress)
         traces = tracer.trace(accounts, "calibration accounts")
         held_traces = tracer.trace(held, "holdout accounts")
         variance = draft["likelihood"]["data_variance"]
-        calibrator = Calibrator(plan.rates, tmsp, variance, plan.seed + 30, console.print)
+        calibrator = Calibrator(plan.rates, found_tmsp, variance, plan.seed + 30, console.print)
         found = calibrator.calibrate(traces, held_traces)
         for account, largest in zip(held, found.largest, strict=True):
             if largest > np.log(1e4):
@@ -255,15 +263,19 @@ class BundleMaker:
         evidence: dict[str, Mapping[str, NDArray[Any]]] = {
             f"evidence-{name}": model.tensors() for name, model in found.models.items()
         }
-        return draft | dict(found.sections) | {"data": data}, evidence
+        return draft | dict(found.sections) | {"data": data}, files | evidence
 
-    def _temperature(self, accounts: Sequence[HonestPlan]) -> dict[str, float]:
-        """Fields `temperature` and `lambda`."""
-        # A few queries of each account do: it is the share over all of them that lambda holds.
-        images = np.concatenate([account.account().images[:TEMPERATURE_QUERIES] for account in accounts])
+    def _rarity(
+        self, images: Images, logits: NDArray[np.float32], temperature: float
+    ) -> Mapping[str, NDArray[np.float64]]:
+        crafted = in_fixed_batches(self.reference, images)[:, ReferenceEncoder.DIMENSIONS]
+        return rarity.tensors(unsure=Rarity.of(-tmsp(logits, temperature)), crafted=Rarity.of(crafted))
+
+    def _temperature(self, logits: NDArray[np.float32]) -> dict[str, float]:
+        """Fields `temperature` and `lambda`, from logits of honest queries."""
         samples = crafted_images(self.splits.calibration, MALICIOUS_SAMPLES, self.plan.seed + 50)
         temperature, threshold, caught = papers.choose_temperature(
-            logits_of(self.victim, images), logits_of(self.victim, samples), self.plan.rates.query
+            logits, logits_of(self.victim, samples), self.plan.rates.query
         )
         self.progress.console.print(
             f"T = {temperature:.2f}, lambda = {threshold:.3f}: flags {caught:.0%} of malicious samples"

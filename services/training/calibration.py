@@ -15,7 +15,7 @@ from scipy.stats import beta as beta_distribution
 
 from services.training.tracing import Traces
 from shared.detection import Statistic
-from shared.evidence import BET_SIZES, EvidenceModel, advance, combined, log_by_profile
+from shared.evidence import BETS, EvidenceModel, advance, combined, log_by_profile
 
 Statistics = Mapping[str, Sequence[Statistic]]
 """Of each detector, by its name."""
@@ -25,17 +25,21 @@ HISTORY_EDGES = np.array([64, 256, 1024])
 TAILS = np.geomspace(1.0, 1e-4, 64)
 """Tail probabilities at which sorted scores are kept; a p-value is rounded up to the next."""
 PROFILES = 24
-"""Honest profiles, the pooled one included."""
+"""Honest profiles. All accounts pooled are none of them: where films are, near repeats are common to all, and an attack
+that hides among single photographs would be found honest."""
 ENOUGH = 200
 """Scores of one profile, statistic and history size that are worth sorting."""
-DOUBT = 100
-"""Imagined queries with an e-value of 1 in every account's mean: over few real ones it is mostly chance."""
+DOUBTS = np.array([100.0 if bet.tail is None else 3.0 / bet.tail for bet in BETS])
+"""[B], imagined queries that pay an even 1 in every account's mean: over few real ones it is mostly chance. A bet on the
+three rarest in a thousand has a thousand of them."""
 MARGIN = 1.5
 """On the discount: the most that any of some hundred accounts won says little of the most among the next thousands."""
 FOLDS = 4
 """Parts of the calibration accounts; each is bet against under profiles of the others to find the discount."""
-QUERIES_AT_ONCE = 64
+QUERIES_AT_ONCE = 16
 """Of each account, when many accounts are followed side by side."""
+ROUNDS = 12
+"""Most rounds in which accounts choose their profiles again under the discounts that their choices led to."""
 
 
 def silent_evidence(statistics: Sequence[Statistic]) -> EvidenceModel:
@@ -43,7 +47,7 @@ def silent_evidence(statistics: Sequence[Statistic]) -> EvidenceModel:
     thresholds = np.full((1, len(statistics), 1, 2), np.inf, dtype=np.float32)
     names = tuple(statistic.name for statistic in statistics)
     return EvidenceModel(
-        names, np.array([], dtype=np.int64), np.array([1.0, 0.5]), thresholds, np.ones(len(statistics))
+        names, np.array([], dtype=np.int64), np.array([1.0, 0.5]), thresholds, np.ones((len(statistics), len(BETS)))
     )
 
 
@@ -84,28 +88,34 @@ def cluster(accounts: Sequence[Traces], profiles: int, seed: int) -> NDArray[np.
 def profile_thresholds(
     detector: str, statistics: Sequence[Statistic], accounts: Sequence[Traces], labels: NDArray[np.intp], profiles: int
 ) -> NDArray[np.float32]:
-    """[profiles, S, H, G]; the first profile is all accounts pooled, empty ones at the end repeat it.
+    """[profiles, S, H, G]; where there are fewer clusters than profiles, the first one repeats.
 
     Where a profile has fewer than `ENOUGH` scores, all accounts speak for it: a profile that cannot be contradicted
     would shelter every attack. Where they too have few, those of the next smaller history do.
     """
-    sizes = len(HISTORY_EDGES) + 1
-    members = [list(accounts)]
-    members += [[a for a, label in zip(accounts, labels, strict=True) if label == k] for k in range(labels.max() + 1)]
-    result = np.empty((profiles, len(statistics), sizes, len(TAILS)), dtype=np.float32)
+    scores = [account[detector].scores(statistics) for account in accounts]
+    sizes = [np.searchsorted(HISTORY_EDGES, account[detector].history, side="right") for account in accounts]
+    pooled = _thresholds(np.concatenate(scores), np.concatenate(sizes))
+    for s in range(len(statistics)):
+        everything = np.concatenate(scores)[:, s]
+        for h in range(len(HISTORY_EDGES) + 1):
+            if np.isnan(pooled[s, h, 0]):
+                pooled[s, h] = pooled[s, h - 1] if h else tail_thresholds(everything)
+    result = np.empty((profiles, *pooled.shape), dtype=np.float32)
     for p in range(profiles):
-        chosen = members[p] if p < len(members) else members[0]
-        scores = np.concatenate([a[detector].scores(statistics) for a in chosen])
-        size = np.searchsorted(HISTORY_EDGES, np.concatenate([a[detector].history for a in chosen]), side="right")
-        for s in range(len(statistics)):
-            for h in range(sizes):
-                mine = scores[(size == h) & np.isfinite(scores[:, s]), s]
-                if len(mine) >= ENOUGH:
-                    result[p, s, h] = tail_thresholds(mine)
-                elif p:
-                    result[p, s, h] = result[0, s, h]
-                else:
-                    result[p, s, h] = result[p, s, h - 1] if h else tail_thresholds(scores[:, s])
+        members = np.flatnonzero(labels == (p if p <= labels.max() else 0))
+        mine = _thresholds(np.concatenate([scores[a] for a in members]), np.concatenate([sizes[a] for a in members]))
+        result[p] = np.where(np.isnan(mine), pooled, mine)
+    return result
+
+
+def _thresholds(scores: NDArray[np.float64], sizes: NDArray[np.intp]) -> NDArray[np.float32]:
+    """[S, H, G] from [n, S] scores of queries with histories of [n] sizes; NaN where there are fewer than `ENOUGH`."""
+    result = np.full((scores.shape[1], len(HISTORY_EDGES) + 1, len(TAILS)), np.nan, dtype=np.float32)
+    for s, h in np.ndindex(result.shape[:2]):
+        mine = scores[(sizes == h) & np.isfinite(scores[:, s]), s]
+        if len(mine) >= ENOUGH:
+            result[s, h] = tail_thresholds(mine)
     return result
 
 
@@ -113,57 +123,91 @@ def _model(
     statistics: Sequence[Statistic], thresholds: NDArray[np.float32], discount: NDArray[np.float64] | None = None
 ) -> EvidenceModel:
     names = tuple(statistic.name for statistic in statistics)
-    discount = np.ones(len(names)) if discount is None else discount
+    discount = np.ones((len(names), len(BETS))) if discount is None else discount
     return EvidenceModel(names, HISTORY_EDGES, TAILS, thresholds, discount)
+
+
+def pooled_models(statistics: Statistics, accounts: Sequence[Traces]) -> dict[str, EvidenceModel]:
+    """One profile of all accounts for each detector, and no discount: how common a score is among honest queries."""
+    together = np.zeros(len(accounts), dtype=np.intp)
+    return {
+        name: _model(mine, profile_thresholds(name, mine, accounts, together, profiles=1))
+        for name, mine in statistics.items()
+    }
 
 
 # ---- discount ----
 
 
-def account_e_values(
+def account_bets(
     detector: str, statistics: Sequence[Statistic], model: EvidenceModel, account: Traces
 ) -> NDArray[np.float64]:
-    """[m, P, S], e-values of an account's queries under every profile of the model."""
+    """[m, P, S, B], by what an account's queries multiply each gambler's wealth."""
     seen = account[detector]
-    return model.e_values(seen.scores(statistics), seen.history)
+    return model.bets(seen.scores(statistics), seen.history)
 
 
-def _mean_e_values(
+def _mean_payoffs(
     detector: str, statistics: Sequence[Statistic], model: EvidenceModel, account: Traces
 ) -> NDArray[np.float64]:
-    """[P, S], mean undiscounted e-value of the account's queries and of `DOUBT` imagined ones."""
-    values = account_e_values(detector, statistics, model, account)
-    spoken = np.isfinite(values)
-    means: NDArray[np.float64] = (np.where(spoken, values, 0.0).sum(0) + DOUBT) / (spoken.sum(0) + DOUBT)
+    """[P, S, B], what the account's queries, and `DOUBTS` imagined ones, pay each bet on average, undiscounted."""
+    seen = account[detector]
+    ranks = model.ranks(seen.scores(statistics), seen.history)
+    spoken = (ranks >= 0).sum(axis=0)[..., None]
+    counts = np.stack([(ranks == rank).sum(axis=0) for rank in range(len(TAILS))], axis=-1)
+    payoffs = np.stack([bet.payoff(TAILS) for bet in BETS], axis=1)
+    means: NDArray[np.float64] = (counts @ payoffs + DOUBTS) / (spoken + DOUBTS)
     return means
 
 
 def discounts(statistics: Statistics, accounts: Sequence[Traces], seed: int) -> dict[str, NDArray[np.float64]]:
-    """[S] for each detector: the largest mean e-value of an account under the best profile of the others, and a margin.
+    """[S, B] for each detector: the most that a bet pays an account on average under its best profile, and a margin.
 
-    An account's best profile is the one under which its worst statistic looks best, over all detectors: the decision
-    takes the minimum over profiles once, not once a statistic.
+    Profiles are those of the other accounts. An account's best one is the same for all detectors, since the decision
+    takes the smallest over profiles once.
     """
     fold = np.arange(len(accounts)) % FOLDS
-    largest = {name: np.ones(len(mine)) for name, mine in statistics.items()}
+    means: list[NDArray[np.float64]] = []
     for part in range(FOLDS):
         others = [a for a, f in zip(accounts, fold, strict=True) if f != part]
-        labels = cluster(others, PROFILES - 1, seed + part)
+        labels = cluster(others, PROFILES, seed + part)
         models = {
             name: _model(mine, profile_thresholds(name, mine, others, labels, PROFILES))
             for name, mine in statistics.items()
         }
-        for account in (a for a, f in zip(accounts, fold, strict=True) if f == part):
-            means = {name: _mean_e_values(name, mine, models[name], account) for name, mine in statistics.items()}
-            best = int(np.concatenate(list(means.values()), axis=1).max(axis=1).argmin())
-            for name, values in means.items():
-                largest[name] = np.maximum(largest[name], values[best])
-    return {name: MARGIN * values for name, values in largest.items()}
+        means += [
+            np.concatenate([_mean_payoffs(name, mine, models[name], a) for name, mine in statistics.items()], axis=1)
+            for a, f in zip(accounts, fold, strict=True)
+            if f == part
+        ]
+    found = MARGIN * smallest_discounts(np.stack(means))
+    ends = np.cumsum([len(mine) for mine in statistics.values()])
+    return dict(zip(statistics, np.split(found, ends[:-1]), strict=True))
+
+
+def smallest_discounts(means: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[S, B], at least 1, such that every account has a profile under which no bet pays it more on average.
+
+    Each account chooses the profile under which its worst bet is best, measured by the discounts so far, which can only
+    fall by that.
+
+    Args:
+        means: [accounts, P, S, B], what bets pay.
+    """
+    found = np.full(means.shape[2:], np.inf)
+    measure = np.ones(means.shape[2:])
+    for _ in range(ROUNDS):
+        best = (means / measure).max(axis=(2, 3)).argmin(axis=1)
+        chosen = np.maximum(means[np.arange(len(means)), best].max(axis=0), 1.0)
+        if np.array_equal(chosen, found):
+            break
+        found = measure = chosen
+    return found
 
 
 def evidence_models(statistics: Statistics, accounts: Sequence[Traces], seed: int) -> dict[str, EvidenceModel]:
     """The evidence of every detector, of `PROFILES` profiles each; profile p is the same accounts for all."""
-    labels = cluster(accounts, PROFILES - 1, seed)
+    labels = cluster(accounts, PROFILES, seed)
     discount = discounts(statistics, accounts, seed)
     return {
         name: _model(mine, profile_thresholds(name, mine, accounts, labels, PROFILES), discount[name])
@@ -185,29 +229,29 @@ def evidence_paths(
     longest = max(lengths, default=0)
     paths = np.zeros((len(accounts), longest))
     sums = {
-        name: np.zeros((len(accounts), model.profiles, len(model.statistics), len(BET_SIZES)))
+        name: np.zeros((len(accounts), model.profiles, len(model.statistics), len(BETS)))
         for name, model in models.items()
     }
     scores = {name: [account[name].scores(statistics[name]) for account in accounts] for name in models}
     for start in range(0, longest, QUERIES_AT_ONCE):
         end = min(start + QUERIES_AT_ONCE, longest)
-        e_values = {name: _padded(models[name], scores[name], start, end) for name in models}
+        ranks = {name: _padded(models[name], scores[name], start, end) for name in models}
         for query in range(start, end):
-            for name in models:
-                sums[name] = advance(sums[name], e_values[name][:, query - start])
+            for name, model in models.items():
+                sums[name] = advance(sums[name], model.factors(ranks[name][:, query - start]))
             spoken = np.stack([log_by_profile(sums[name]) for name in models])
             paths[:, query] = combined(spoken, len(models))
     return [path[:length] for path, length in zip(paths, lengths, strict=True)]
 
 
-def _padded(model: EvidenceModel, scores: Sequence[NDArray[np.float64]], start: int, end: int) -> NDArray[np.float64]:
-    """[accounts, end - start, P, S], e-values of those queries; NaN beyond an account's last."""
+def _padded(model: EvidenceModel, scores: Sequence[NDArray[np.float64]], start: int, end: int) -> NDArray[np.int64]:
+    """[accounts, end - start, P, S], ranks of those queries; -1 beyond an account's last."""
     table = np.full((len(scores), end - start, len(model.statistics)), np.nan)
     for row, mine in enumerate(scores):
         part = mine[start:end]
         table[row, : len(part)] = part
     history = np.tile(np.arange(start, end), len(scores))
-    flat = model.e_values(table.reshape(-1, table.shape[2]), history)
+    flat = model.ranks(table.reshape(-1, table.shape[2]), history)
     return flat.reshape(len(scores), end - start, model.profiles, table.shape[2])
 
 

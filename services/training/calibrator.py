@@ -79,7 +79,7 @@ class Calibrator:
         models = calibration.evidence_models(STATISTICS, accounts, self._seed)
         for name, model in models.items():
             pairs = zip(model.statistics, model.discount, strict=True)
-            self._say(f"discounts, {name}: " + ", ".join(f"{s} {d:.2f}" for s, d in pairs))
+            self._say(f"discounts, {name}: " + ", ".join(f"{s} {min(d):.2f} to {max(d):.1f}" for s, d in pairs))
         paths = calibration.evidence_paths(STATISTICS, models, holdout)
         largest = np.array([path.max(initial=0.0) for path in paths])
         sections["evidence"] = self._last_word(largest, holdout)

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.prada.detector import shapiro_wilk
-from services.tmsp.detector import tmsp
 from shared.bundle import LikelihoodSection, PradaSection
+from shared.softmax import tmsp
 
 TEMPERATURES = np.geomspace(0.5, 20.0, 32)
 

@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from services.similarity.detector import SimilarityDetector
+from services.similarity.rarity import Rarity
 from shared.detection import Detector
 from shared.neighbours import ReferenceIndex
 from tests.support.accounts import Stream, crafted, honest
@@ -51,6 +52,9 @@ def test_pairs_are_counted_as_brute_force_counts_them(detector: SimilarityDetect
         detector.similarity,
         detector.reference,
         np.zeros((20, 128), dtype=np.float32),
+        detector.temperature,
+        detector.unsure,
+        detector.crafted,
         detector.evidence,
         "test",
     )
@@ -76,6 +80,7 @@ def test_the_statistics_are_those_of_brute_force(detector: SimilarityDetector, a
         np.testing.assert_allclose(values[row, :3], [pair, steepness, close], rtol=1e-4, equal_nan=True)
     np.testing.assert_array_equal(values[:, 3], features["reference_distance"])
     np.testing.assert_array_equal(values[:, 4], features["crafted"])
+    np.testing.assert_array_equal(values[:, 5], features["crafted_and_unsure"])
 
 
 def test_crafted_queries_are_steeper_than_honest_ones(detector: SimilarityDetector) -> None:
@@ -84,6 +89,33 @@ def test_crafted_queries_are_steeper_than_honest_ones(detector: SimilarityDetect
         features = detector.features(account.inputs, account.logits)
         medians.append(np.nanmedian(detector.replay(detector.initial(), features, np.arange(120))[0][:, 1]))
     assert medians[1] > 1.5 * medians[0]
+
+
+def test_a_query_that_looks_crafted_and_is_hard_to_recognise_is_rarer_than_one_that_is_either() -> None:
+    random = np.random.default_rng(3)
+    unsure, crafted = (Rarity.of(random.normal(size=10_000)) for _ in range(2))
+    common, rare = 0.0, 2.326
+    for rarity in (unsure, crafted):
+        assert rarity(np.array([rare]))[0] == pytest.approx(2.0, abs=0.1)
+        assert rarity(np.array([-9.0, 9.0])).tolist() == [0.0, pytest.approx(4.0)]
+    sums = [float((unsure(np.array([u])) + crafted(np.array([c])))[0]) for u, c in ((rare, common), (rare, rare))]
+    assert sums[1] == pytest.approx(4.0, abs=0.2)
+    assert sums[0] == pytest.approx(2.3, abs=0.2)
+
+
+def test_a_score_between_two_honest_ones_is_rarer_than_the_lower_and_commoner_than_the_higher() -> None:
+    honest_scores = np.random.default_rng(4).normal(size=5_000)
+    rarity = Rarity.of(honest_scores)
+    assert (np.diff(rarity(np.sort(honest_scores))) >= 0).all()
+    found = -np.log10(np.array([(honest_scores >= score).mean() for score in honest_scores]))
+    inside = found < 2  # 50 scores and more above
+    np.testing.assert_allclose(rarity(honest_scores)[inside], found[inside], atol=0.1)
+
+
+@pytest.mark.parametrize("thresholds", [np.zeros(5), np.arange(64.0)[::-1], np.full(64, np.nan)])
+def test_thresholds_that_are_no_sorted_scores_make_no_rarity(thresholds: NDArray[np.float64]) -> None:
+    with pytest.raises(ValueError, match="64 ascending thresholds"):
+        Rarity(thresholds)
 
 
 def test_the_reference_distance_is_that_to_the_kth_nearest(detector: SimilarityDetector) -> None:

@@ -7,9 +7,10 @@ import math
 import numpy as np
 import pytest
 
-from services.tmsp.detector import TmspDetector, tmsp
+from services.tmsp.detector import TmspDetector
 from shared.bundle import TmspSection
 from shared.detection import Rule
+from shared.softmax import tmsp
 from tests.support.detectors import silent
 
 

@@ -17,13 +17,16 @@ from numpy.typing import NDArray
 from services.likelihood.detector import LikelihoodDetector
 from services.likelihood.vqvae import VectorQuantisedAutoencoder
 from services.prada.detector import PradaDetector
+from services.similarity import rarity
 from services.similarity.detector import SimilarityDetector
 from services.similarity.encoder import ReferenceEncoder, SimilarityEncoder
+from services.similarity.rarity import Rarity
 from services.tmsp.detector import TmspDetector
 from shared.bundle import Bundle, write_bundle
 from shared.detection import Detector
-from shared.evidence import EvidenceModel
+from shared.evidence import BETS, EvidenceModel
 from shared.networks import network_tensors
+from shared.softmax import tmsp
 from tests.detectors.brightness import BrightnessDetector
 from tests.support.accounts import CLASSES, SHAPE, Stream, crafted, honest, noise
 from tests.support.bundles import untrained_files, untrained_manifest
@@ -67,7 +70,7 @@ PROFILES = 3
 def silent(statistics: Sequence[str]) -> EvidenceModel:
     """Evidence that no score moves."""
     thresholds = np.full((PROFILES, len(statistics), len(HISTORY_EDGES) + 1, len(TAILS)), np.inf, dtype=np.float32)
-    return EvidenceModel(tuple(statistics), HISTORY_EDGES, TAILS, thresholds, np.ones(len(statistics)))
+    return EvidenceModel(tuple(statistics), HISTORY_EDGES, TAILS, thresholds, np.ones((len(statistics), len(BETS))))
 
 
 def calibrated(detector: Detector[Any], accounts: Sequence[Stream]) -> EvidenceModel:
@@ -101,13 +104,17 @@ def detector_files(evidence: Mapping[str, EvidenceModel], seed: int = 7) -> File
     torch.manual_seed(seed)
     reference = ReferenceEncoder(SHAPE, CLASSES).eval()
     with torch.inference_mode():
-        pixels = torch.from_numpy(honest(99, 200).inputs).float() / 255.0
-        features = reference(pixels)[:, : ReferenceEncoder.DIMENSIONS].numpy()
+        stream = honest(99, 200)
+        pixels = torch.from_numpy(stream.inputs).float() / 255.0
+        features, crafted = np.split(reference(pixels).numpy(), [ReferenceEncoder.DIMENSIONS], axis=1)
     files: Files = {
         **untrained_files(seed),
         "similarity": network_tensors(SimilarityEncoder(SHAPE, CLASSES)),
         "reference": network_tensors(reference),
         "honest": {"features": features},
+        "rarity": rarity.tensors(
+            unsure=Rarity.of(-tmsp(stream.logits, SMALL["tmsp"]["temperature"])), crafted=Rarity.of(crafted[:, 0])
+        ),
         "likelihood": network_tensors(VectorQuantisedAutoencoder(SHAPE[0])),
         "brightness": {"threshold": np.array([0.4])},
     }

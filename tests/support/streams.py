@@ -28,7 +28,7 @@ from shared.bundle import ModelSection
 from shared.codec import decode_signals, encode_queries
 from shared.detection import Detector, Features, Memory, Observation, Rule, State, Statistic
 from shared.events import Action, QueryBatch, Signal, SignalBatch
-from shared.evidence import EvidenceModel
+from shared.evidence import BETS, EvidenceModel
 from shared.rows import Rows, RowsLayout
 from shared.stage import Batch, DetectorStage
 from shared.topics import partition_of
@@ -75,7 +75,7 @@ class BrightnessDetector(Detector[BrightnessMemory]):
                 thresholds=np.array(
                     [[0, 100, 200], [0, 120, 180], [0, 60, 250], [0, 70, 220]], dtype=np.float32
                 ).reshape(2, 1, 2, 3),
-                discount=np.ones(1),
+                discount=np.ones((1, len(BETS))),
             ),
             fingerprint,
         )

@@ -27,10 +27,11 @@ from services.evaluation.streams import Attacker, Stream
 from services.redteam.attack import Loot, Questions, Reply, Route
 from services.redteam.jacobian import JbdaTr
 from services.redteam.substitute import Substitute, shape_of
-from services.tmsp.detector import TmspDetector, tmsp
+from services.tmsp.detector import TmspDetector
 from services.training.papers import TEMPERATURES
 from services.training.tracing import Recording
 from shared.bundle import Bundle, write_bundle
+from shared.softmax import tmsp
 from tests.support import accounts
 from tests.support.bundles import untrained_manifest
 from tests.support.detectors import CASES, PROFILES, detector_files, silent

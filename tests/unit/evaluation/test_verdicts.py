@@ -46,7 +46,7 @@ def perturbed_by_the_policy(judge: Judge, traces: Traces) -> int | None:
     for number, row in enumerate(traces["tmsp"].rows.tolist()):
         for name, state in states.items():
             scores = traces[name].scores(STATISTICS[name])[number : number + 1]
-            state.absorb(judge.models[name].e_values(scores, np.array([number])))
+            state.absorb(judge.models[name].bets(scores, np.array([number])))
             at = 1_700_000_000_000_000 + row * 1_000_000
             signal = Signal(
                 account="mallory", queries=row + 1, repeats=row - number, statistic=0.0, threshold=1.0, flagged=False,

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from shared.evidence import BET_SIZES, LARGEST_R, LEASH, EvidenceModel, EvidenceState, combine, e_value
+from shared.evidence import BETS, LARGEST_R, LEASH, Bet, EvidenceModel, EvidenceState, combine, e_value
 
 TAILS = np.concatenate([[1.0], np.geomspace(0.5, 1e-4, 40)])
 
@@ -23,13 +23,19 @@ def exact_model(profiles: int = 1, statistics: int = 1, edges: tuple[int, ...] =
         history_edges=np.array(edges, dtype=np.int64),
         tails=TAILS,
         thresholds=thresholds.astype(np.float32),
-        discount=np.ones(statistics),
+        discount=np.ones((statistics, len(BETS))),
     )
 
 
 def start(*sums: float) -> EvidenceState:
-    """A state whose profiles have these sums, alike in one statistic and every bet size."""
-    return EvidenceState(np.array(sums)[:, None, None] * np.ones((1, 1, len(BET_SIZES))))
+    """A state whose profiles have these sums, alike in one statistic and every bet."""
+    return EvidenceState(np.array(sums)[:, None, None] * np.ones((1, 1, len(BETS))))
+
+
+def staked(e_values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[..., P, S, B], by what each gambler's wealth is multiplied if all bets pay [..., P, S]."""
+    sizes = np.array([bet.size for bet in BETS])
+    return 1 - sizes + sizes * e_values[..., None]
 
 
 # ---- bets ----
@@ -59,11 +65,25 @@ def test_the_bet_is_the_mixture_of_power_calibrators() -> None:
         assert e_value(np.array(p)) == pytest.approx(float(np.mean(powers * p ** (powers - 1))), rel=1e-3)
 
 
-def test_ranks_among_finite_thresholds_only_lose_on_the_bet() -> None:
+@given(tail=st.floats(1e-4, 1.0))
+def test_a_bet_on_small_p_values_is_fair_and_pays_nothing_else(tail: float) -> None:
+    payoff = Bet(1.0, tail).payoff(TAILS)
+    # The probability of a p-value that was rounded up to a tail is its distance to the next.
+    likelihood = TAILS - np.append(TAILS[1:], 0.0)
+    assert float(payoff @ likelihood) == pytest.approx(1.0)
+    assert (payoff[tail < TAILS] == 0).all()
+
+
+def test_a_bet_on_p_values_that_no_tail_is_small_enough_for_never_pays() -> None:
+    assert (Bet(0.1, 1e-9).payoff(TAILS) == 0).all()
+
+
+@pytest.mark.parametrize("number", range(len(BETS)))
+def test_ranks_among_finite_thresholds_only_lose_on_every_bet(number: int) -> None:
     scores = np.random.default_rng(1).uniform(size=(200_000, 1))
-    values = exact_model().e_values(scores, np.zeros(len(scores), dtype=np.int64))
-    standard_error = values.std() / math.sqrt(values.size)
-    assert 0.8 < values.mean() < 1.0 + 3 * standard_error
+    factors = exact_model().bets(scores, np.zeros(len(scores), dtype=np.int64))[..., number]
+    standard_error = factors.std() / math.sqrt(factors.size)
+    assert 1 - 0.2 * BETS[number].size - 3 * standard_error < factors.mean() < 1.0 + 3 * standard_error
 
 
 # ---- the model ----
@@ -75,16 +95,20 @@ def test_a_score_is_ranked_under_each_profile_at_its_own_history_size() -> None:
     thresholds[0, 0, 0] = [-np.inf, 1.0, 2.0]
     thresholds[0, 0, 1] = [-np.inf, 10.0, 20.0]
     thresholds[1, 0, 0] = [-np.inf, 5.0, np.inf]
-    model = EvidenceModel(("s",), np.array([100]), np.array([1.0, 0.1, 0.01]), thresholds, np.array([2.0]))
-    paid = e_value(np.array([1.0, 0.1, 0.01])) / 2.0
-    values = model.e_values(np.array([[2.0], [2.0], [15.0], [5.0]]), np.array([99, 100, 100, 0]))
-    np.testing.assert_array_equal(values[:, 0, 0], paid[[2, 0, 1, 2]])
-    np.testing.assert_array_equal(values[:, 1, 0], paid[[0, 0, 0, 1]])
+    tails, discount = np.array([1.0, 0.1, 0.01]), 1.0 + np.arange(len(BETS))
+    model = EvidenceModel(("s",), np.array([100]), tails, thresholds, discount[None])
+    scores, history = np.array([[2.0], [2.0], [15.0], [5.0]]), np.array([99, 100, 100, 0])
+    ranks = model.ranks(scores, history)
+    np.testing.assert_array_equal(ranks[:, 0, 0], [2, 0, 1, 2])
+    np.testing.assert_array_equal(ranks[:, 1, 0], [0, 0, 0, 1])
+    for number, bet in enumerate(BETS):
+        paid = 1 - bet.size + bet.size * bet.payoff(tails)[ranks] / discount[number]
+        np.testing.assert_allclose(model.bets(scores, history)[..., number], paid)
 
 
 def test_a_query_without_a_score_says_nothing() -> None:
     model = exact_model(profiles=2, statistics=2)
-    values = model.e_values(np.array([[np.nan, 0.5]]), np.zeros(1, dtype=np.int64))
+    values = model.bets(np.array([[np.nan, 0.5]]), np.zeros(1, dtype=np.int64))
     assert np.isnan(values[0, :, 0]).all()
     assert np.isfinite(values[0, :, 1]).all()
     state = EvidenceState.initial(model)
@@ -118,9 +142,10 @@ def test_a_missing_tensor_is_named(missing: str) -> None:
         ({"tails": np.concatenate([[0.9], TAILS[1:]])}, "tails"),
         ({"tails": TAILS[::-1]}, "tails"),
         ({"tails": np.concatenate([TAILS[:-1], [0.0]])}, "tails"),
-        ({"discount": np.array([0.9])}, "discount"),
-        ({"discount": np.array([np.nan])}, "discount"),
-        ({"discount": np.ones(2)}, "discount"),
+        ({"discount": np.full((1, len(BETS)), 0.9)}, "discount"),
+        ({"discount": np.full((1, len(BETS)), np.nan)}, "discount"),
+        ({"discount": np.ones((2, len(BETS)))}, "discount"),
+        ({"discount": np.ones(1)}, "discount"),
         ({"thresholds": np.zeros((0, 1, 1, 41))}, "profile"),
         ({"thresholds": np.zeros((1, 1, 41))}, "thresholds"),
         ({"thresholds": np.full((1, 1, 1, 41), np.nan)}, "thresholds"),
@@ -147,7 +172,7 @@ def test_honest_streams_alarm_no_oftener_than_once_in_one_over_alpha_queries(pro
     alarms, queries = 0, 40_000
     scores = random.uniform(size=(queries, 2))
     scores[:, 1] = np.where(random.uniform(size=queries) < 0.5, scores[:, 0], scores[:, 1])
-    values = model.e_values(scores, np.zeros(queries, dtype=np.int64))
+    values = model.bets(scores, np.zeros(queries, dtype=np.int64))
     state, begun, runs = EvidenceState.initial(model), 0, []
     for row in range(queries):
         state.absorb(values[row : row + 1])
@@ -164,7 +189,7 @@ def test_a_stream_that_is_unlike_every_profile_alarms_soon() -> None:
     model = exact_model(profiles=3)
     state = EvidenceState.initial(model)
     scores = np.random.default_rng(2).uniform(0.97, 1.0, size=(40, 1))
-    state.absorb(model.e_values(scores, np.zeros(40, dtype=np.int64)))
+    state.absorb(model.bets(scores, np.zeros(40, dtype=np.int64)))
     assert state.log_evidence().min() > math.log(1e6)
 
 
@@ -174,10 +199,10 @@ def test_a_stream_that_is_unlike_every_profile_alarms_soon() -> None:
 )
 def test_cutting_a_stream_anywhere_changes_no_bit(seed: int, rows: int, cuts: list[int]) -> None:
     random = np.random.default_rng(seed)
-    values = np.exp(random.normal(0.0, 3.0, (rows, 3, 2)))
-    values[random.uniform(size=values.shape) < 0.2] = np.nan
-    whole = EvidenceState(np.zeros((3, 2, len(BET_SIZES))))
-    parts = EvidenceState(np.zeros((3, 2, len(BET_SIZES))))
+    values = staked(np.exp(random.normal(0.0, 3.0, (rows, 3, 2))))
+    values[random.uniform(size=(rows, 3, 2)) < 0.2] = np.nan
+    whole = EvidenceState(np.zeros((3, 2, len(BETS))))
+    parts = EvidenceState(np.zeros((3, 2, len(BETS))))
     whole.absorb(values)
     for part in np.split(values, cuts):
         parts.absorb(part)
@@ -188,9 +213,9 @@ def test_cutting_a_stream_anywhere_changes_no_bit(seed: int, rows: int, cuts: li
 @given(seed=st.integers(0, 2**32 - 1))
 def test_no_sum_is_ever_negative_unbounded_or_off_its_leash(seed: int) -> None:
     random = np.random.default_rng(seed)
-    state = EvidenceState(np.zeros((4, 2, len(BET_SIZES))))
+    state = EvidenceState(np.zeros((4, 2, len(BETS))))
     for _ in range(30):
-        state.absorb(np.exp(random.normal(0.0, 6.0, (1, 4, 2))))
+        state.absorb(staked(np.exp(random.normal(0.0, 6.0, (1, 4, 2)))))
         by_profile = state.sums.mean(axis=(1, 2))
         assert (state.sums >= 0).all()
         assert (state.sums <= LARGEST_R).all()
@@ -199,7 +224,7 @@ def test_no_sum_is_ever_negative_unbounded_or_off_its_leash(seed: int) -> None:
 
 def test_the_leash_hangs_no_lower_than_its_length_above_nothing() -> None:
     state = start(0.0, 29.0)
-    state.absorb(np.array([[[0.0], [1.0]]]))
+    state.absorb(staked(np.array([[[0.0], [1.0]]])))
     assert state.sums.mean(axis=(1, 2))[1] == pytest.approx(LEASH)
 
 
@@ -207,9 +232,9 @@ def test_an_account_at_the_cap_regains_its_innocence() -> None:
     state = start(LARGEST_R, LARGEST_R)
     needed = 0
     while state.log_evidence().max() > math.log(1e6):
-        state.absorb(np.full((1, 2, 1), 0.5))
+        state.absorb(np.zeros((1, 2, 1, len(BETS))) + np.array([1 - bet.size for bet in BETS]))
         needed += 1
-    assert 300 < needed < 600
+    assert 300 < needed < 800
 
 
 def test_evidence_is_the_logarithm_of_the_average_and_never_below_nothing() -> None:

@@ -12,7 +12,7 @@ from services.training.calibration import TAILS, account_threshold, tail_thresho
 from services.training.tracing import Trace, Traces
 from shared.datasets import load_splits
 from shared.detection import Statistic
-from shared.evidence import EvidenceModel, EvidenceState, combine
+from shared.evidence import BETS, EvidenceModel, EvidenceState, combine
 from shared.population import draw_accounts
 
 
@@ -108,7 +108,7 @@ def test_few_scores_borrow_the_smaller_historys_thresholds() -> None:
     short = {"first": heard(random.normal(size=(200, 2)), np.arange(200))}
     thresholds = calibration.profile_thresholds("first", STATISTICS["first"], [short, short], np.array([0, 1]), 4)
     assert np.array_equal(thresholds[:, :, 2], thresholds[:, :, 1])
-    EvidenceModel(("brightness", "closeness"), calibration.HISTORY_EDGES, TAILS, thresholds, np.ones(2))
+    EvidenceModel(("brightness", "closeness"), calibration.HISTORY_EDGES, TAILS, thresholds, np.ones((2, len(BETS))))
 
 
 def test_many_accounts_side_by_side_get_the_evidence_that_the_services_would_give_each() -> None:
@@ -121,7 +121,7 @@ def test_many_accounts_side_by_side_get_the_evidence_that_the_services_would_giv
         for query, found in enumerate(path):
             for name, state in states.items():
                 scores = account[name].scores(STATISTICS[name])[query : query + 1]
-                state.absorb(models[name].e_values(scores, np.array([query])))
+                state.absorb(models[name].bets(scores, np.array([query])))
             alone = combine([state.log_evidence() for state in states.values()], len(states))
             assert found == pytest.approx(alone, abs=1e-6)
     assert paths[1][-1] > paths[0][-1]
@@ -139,8 +139,30 @@ def test_untrained_profiles_of_scores_that_say_nothing_make_nobody_suspect() -> 
     alike = traces(random, 200)
     same = [{name: heard(np.zeros_like(seen.values), seen.rows) for name, seen in alike.items()}] * 30
     models = calibration.evidence_models(STATISTICS, same, seed=1)
-    # Even bets that always lose leave a sum of the latest stakes: 1 / 0.025 for the smallest.
-    assert max(path.max() for path in calibration.evidence_paths(STATISTICS, models, same)) < np.log(40)
+    # Even bets that always lose leave a sum of the latest stakes, f + f^2 + ...
+    losing = np.array([1 - bet.size + bet.size * bet.payoff(TAILS)[0] for bet in BETS])
+    most = float((losing / (1 - losing)).mean())
+    assert max(path.max() for path in calibration.evidence_paths(STATISTICS, models, same)) < np.log(most)
+
+
+def test_every_account_has_a_profile_under_which_no_bet_pays_it_more_than_the_discount() -> None:
+    means = np.exp(np.random.default_rng(7).normal(0.0, 1.0, (40, 5, 3, 2)))
+    found = calibration.smallest_discounts(means)
+    assert (found >= 1).all()
+    assert ((means <= found).all(axis=(2, 3)).any(axis=1)).all()
+    # Choosing once, by payments that nothing has measured yet, costs more.
+    once = np.maximum(means[np.arange(40), means.max(axis=(2, 3)).argmin(axis=1)].max(axis=0), 1.0)
+    assert (found <= once).all()
+    assert found.sum() < once.sum()
+
+
+def test_a_cluster_too_few_for_all_profiles_repeats_the_first() -> None:
+    random = np.random.default_rng(8)
+    accounts = [traces(random, 900, shift) for shift in (0.0, 3.0)]
+    thresholds = calibration.profile_thresholds("first", STATISTICS["first"], accounts, np.array([0, 1]), 4)
+    assert not np.array_equal(thresholds[1], thresholds[0])
+    assert np.array_equal(thresholds[2], thresholds[0])
+    assert np.array_equal(thresholds[3], thresholds[0])
 
 
 def test_training_calibration_holdout_and_demonstration_share_no_image() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from rich.progress import Progress
 
-from services.tmsp.detector import TmspDetector, tmsp
+from services.tmsp.detector import TmspDetector
 from services.training.tracing import (
     Recording,
     Tracer,
@@ -19,15 +19,16 @@ from services.training.tracing import (
 )
 from shared.bundle import Bundle, TmspSection
 from shared.datasets import Dataset
-from shared.evidence import EvidenceModel
+from shared.evidence import BETS, EvidenceModel
 from shared.population import draw_accounts
+from shared.softmax import tmsp
 from tests.support.bundles import untrained_bundle
 
 
 def detector() -> TmspDetector:
     silent = EvidenceModel(
         ("tmsp",), np.array([], dtype=np.int64), np.array([1.0, 0.5]), np.full((1, 1, 1, 2), np.inf, np.float32),
-        np.ones(1),
+        np.ones((1, len(BETS))),
     )  # fmt: skip
     section = TmspSection.model_validate({"temperature": 2.0, "lambda": 0.5, "suspicion": 0.5})
     return TmspDetector(section, 3, silent, "fingerprint")
