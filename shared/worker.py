@@ -6,6 +6,7 @@ commits of what was acknowledged. What it is not trusted with, and why:
 - *Acknowledgement.* Every way of iterating a stream acknowledges in `finally`, exceptions included, and so do events
   that a rebalance makes it skip. Here a record counts as acknowledged only if the worker has finished with it
   (`_Consumer`), and any exception ends the process before anything else can be committed.
+- *Queues.* At the end of a rebalance it may drop records that it has just read (`FlowControl`).
 - *Table writes.* `table[key] = value` does not say when Kafka has it, and the commit that follows does not notice if it
   never had it. Here the worker sends changelog records itself, waits, and only then changes the local store (`_Store`).
 - *Retries.* Its producer may write a record twice or out of order when a connection breaks; here it is idempotent
@@ -42,6 +43,7 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from mode import CrashingSupervisor
 from mode.utils.futures import notify
+from mode.utils.queues import FlowControlEvent
 from pydantic import Field, ValidationError
 
 from shared.bundle import Bundle
@@ -130,6 +132,16 @@ class _Consumer(driver.Consumer):
         self._unacked_messages.discard(message)
         notify(self._waiting_for_ack)
         return False
+
+
+class FlowControl(FlowControlEvent):
+    """Lets records flow to the stream; what has arrived stays when it is told so again."""
+
+    def resume(self) -> None:
+        """Faust says so twice at the end of a rebalance, and empties its queues each time: the second time of records
+        that it has read since, and will not read again."""
+        if not self.is_active():
+            super().resume()
 
 
 class _Producer(driver.Producer):
@@ -300,6 +312,7 @@ class Worker:
             stream_wait_empty=True,
             stream_buffer_maxsize=2 * settings.take_records,
         )
+        app.flow_control = FlowControl()
         app.transport.Consumer = _Consumer
         app.producer_transport.Producer = _Producer
         app.on_partitions_revoked.connect(self._on_revoked)

@@ -30,8 +30,8 @@ that hides among single photographs would be found honest."""
 ENOUGH = 200
 """Scores of one profile, statistic and history size that are worth sorting."""
 DOUBTS = np.array([100.0 if bet.tail is None else 3.0 / bet.tail for bet in BETS])
-"""[B], imagined queries that pay an even 1 in every account's mean: over few real ones it is mostly chance. A bet on the
-three rarest in a thousand has a thousand of them."""
+"""[B], imagined queries that pay an even 1 in every account's mean: over few real ones it is mostly chance. A bet on
+the three rarest in a thousand has a thousand of them."""
 MARGIN = 1.5
 """On the discount: the most that any of some hundred accounts won says little of the most among the next thousands."""
 FOLDS = 4

@@ -1,13 +1,36 @@
-"""The parts of the worker's shell that need neither Faust nor Kafka: its health and its pace."""
+"""The parts of the worker's shell that need no Kafka: its health, its pace, and what Faust must not drop."""
 
 from __future__ import annotations
 
 import pytest
+from mode.utils.queues import FlowControlQueue
 from pydantic import ValidationError
 
 from shared.clock import ManualClock
-from shared.worker import HANGING_SECONDS, SLICE_SECONDS, UNREACHABLE_SECONDS, Pace, Watch, WorkerSettings, run_worker
+from shared.worker import (
+    HANGING_SECONDS,
+    SLICE_SECONDS,
+    UNREACHABLE_SECONDS,
+    FlowControl,
+    Pace,
+    Watch,
+    WorkerSettings,
+    run_worker,
+)
 from tests.support.streams import brightness_stage
+
+
+async def test_records_that_have_arrived_stay_when_faust_lets_them_flow_again() -> None:
+    control = FlowControl()
+    queue: FlowControlQueue[int] = FlowControlQueue(flow_control=control, clear_on_resume=True)
+    control.resume()
+    await queue.put(30)
+    control.resume()
+    assert queue.qsize() == 1
+    control.suspend()
+    control.resume()
+    # They come again: after a real stop the consumer seeks to what was committed.
+    assert queue.empty()
 
 
 @pytest.fixture
