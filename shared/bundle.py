@@ -84,9 +84,13 @@ class SimilaritySection(_Section):
     pairs: Count = 50
     capacity: Count = 20_000
     """Most feature vectors of one account."""
-    steepness_window: Count = 1000
-    close: Positive = 2.0
-    """L2 distance in [0, 1] pixels under which two inputs are close: variants of one photograph, hardly ever two."""
+    window: Count = 4096
+    """Latest inputs among which the nearest is sought. Who hides one crafted query among seven honest ones has sent
+    its origin thousands of queries ago."""
+    window_bytes: Count = 8 * 2**20
+    """Most that these inputs may take; of large ones there are fewer."""
+    close: Positive = 3.0
+    """L2 distance in [0, 1] pixels under which two inputs are close: variants of one photograph, seldom two."""
     reference_neighbour: Count = 10
 
 

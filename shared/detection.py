@@ -40,15 +40,30 @@ class StateError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Statistic:
-    """One number a query that honest and crafted queries differ in."""
+    """One number a query that honest and crafted queries differ in.
+
+    Attributes:
+        name: as signals show it.
+        suspicious_when_high: or when low.
+        heard: whether evidence listens to it; a paper's rule may need what evidence does not.
+    """
 
     name: str
     suspicious_when_high: bool
+    heard: bool = True
+
+    @property
+    def sign(self) -> float:
+        """What makes a larger value a more suspicious one; NaN where evidence does not listen."""
+        if not self.heard:
+            return float("nan")
+        return 1.0 if self.suspicious_when_high else -1.0
 
 
 def orient(statistics: Sequence[Statistic], values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[n, S] values as evidence reads them: larger is more suspicious."""
-    return values * np.where([statistic.suspicious_when_high for statistic in statistics], 1.0, -1.0)
+    """[n, S] values as evidence reads them: larger is more suspicious, NaN where it does not listen."""
+    signs: NDArray[np.float64] = np.array([statistic.sign for statistic in statistics])
+    return values * signs
 
 
 @dataclass(frozen=True, slots=True)

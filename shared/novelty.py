@@ -26,17 +26,18 @@ Thumbnails = NDArray[np.uint8]
 """[n, cells]"""
 
 
-def thumbnails(inputs: NDArray[np.uint8]) -> Thumbnails:
+def thumbnails(inputs: NDArray[np.uint8], grid: int = GRID) -> Thumbnails:
     """[n, cells], the mean of each cell of a grid over an image; of each stretch, where inputs are no images.
 
     Args:
         inputs: [n, channels, height, width] uint8, or of any other shape.
+        grid: cells a side.
     """
     if inputs.ndim == 4:
         grey: NDArray[np.float32] = inputs.astype(np.float32).mean(axis=1)
-        pooled = _pooled(_pooled(grey, 1, GRID), 2, GRID)
+        pooled = _pooled(_pooled(grey, 1, grid), 2, grid)
     else:
-        pooled = _pooled(inputs.reshape(len(inputs), -1).astype(np.float32), 1, GRID * GRID)
+        pooled = _pooled(inputs.reshape(len(inputs), -1).astype(np.float32), 1, grid * grid)
     cells: Thumbnails = np.rint(pooled).astype(np.uint8).reshape(len(inputs), -1)
     return cells
 

@@ -24,7 +24,7 @@ DRAWN_ATTACKS = (JbdaTr.name, JbaPgd.name, JbTop3.name, KnockoffNets.name)
 ATTACK = ATTACKS["JBDA-TR"]
 WIDTH = 8
 """Of a picture, inches."""
-SHOWN = ("similarity", 4)
+SHOWN = ("similarity", [statistic.name for statistic in STATISTICS["similarity"]].index("crafted"))
 """Detector and number of the statistic that the pictures follow: the log-odds of a crafted image."""
 
 

@@ -6,28 +6,42 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from services.similarity.encoder import ReferenceEncoder, SimilarityEncoder, both
+from services.similarity.encoder import PerturbationClassifier, ReferenceEncoder, SimilarityEncoder, both
 from services.similarity.rarity import Rarity
 from shared.bundle import Bundle, BundleError, ModelSection, SimilaritySection
-from shared.detection import Detector, Features, Memory, Rule, Statistic, check_inputs, check_logits, pixels
+from shared.detection import Detector, Features, Memory, Rule, Statistic, check_inputs, check_logits
 from shared.evidence import EvidenceModel
 from shared.neighbours import NeighbourIndex, ReferenceIndex
-from shared.networks import bundle_network, image_shape, in_fixed_batches
+from shared.networks import bundle_network, image_shape, images, in_fixed_batches
+from shared.novelty import thumbnails
 from shared.rows import Rows, RowsLayout
 from shared.softmax import tmsp
 
 STATISTICS = (
-    Statistic("pair_distance", suspicious_when_high=False),
+    # A film has as many similar pairs as an attack; whether one of a pair is perturbed tells them apart.
+    Statistic("pair_distance", suspicious_when_high=False, heard=False),
     Statistic("steepness", suspicious_when_high=True),
     Statistic("steepness_where_close", suspicious_when_high=True),
+    Statistic("perturbed", suspicious_when_high=True),
     Statistic("reference_distance", suspicious_when_high=True),
     Statistic("crafted", suspicious_when_high=True),
     Statistic("crafted_and_unsure", suspicious_when_high=True),
 )
-STATELESS = tuple(statistic.name for statistic in STATISTICS[3:])
+STATELESS = tuple(statistic.name for statistic in STATISTICS[4:])
 """Statistics of a query alone."""
+COARSE = 14
+"""Cells a side of the thumbnails by which the nearest earlier input is sought: whatever the size of an input, a search
+costs the same."""
+FEWEST_INPUTS = 64
+"""Of an account that are kept, however large they are."""
+
+
+def coarse(inputs: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """[n, cells], what the nearest earlier one of [n, ...] inputs is sought by."""
+    return thumbnails(inputs, COARSE).astype(np.float32)
 
 
 class SimilarityMemory(Memory):
@@ -41,14 +55,15 @@ class SimilarityMemory(Memory):
         latest: values of the statistics of the latest query, in their order.
     """
 
-    def __init__(self, layouts: Mapping[str, RowsLayout]) -> None:
+    def __init__(self, layouts: Mapping[str, RowsLayout], shape: tuple[int, ...]) -> None:
         self.pairs = 0
+        self._shape = shape
         self.latest = np.full(len(STATISTICS), np.nan)
         self.vectors = Rows(layouts["vectors"])
         self.inputs = Rows(layouts["inputs"])
         self.logits = Rows(layouts["logits"])
         self.vector_index = NeighbourIndex(layouts["vectors"].shape[0])
-        self.input_index = NeighbourIndex(layouts["inputs"].shape[0])
+        self.input_index = NeighbourIndex(coarse(np.zeros((1, *shape), dtype=np.uint8)).shape[1])
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The count and the latest values."""
@@ -65,29 +80,31 @@ class SimilarityMemory(Memory):
         if len(self.vectors):
             self.vector_index.add(self.vectors.array.astype(np.float32))
         if len(self.inputs):
-            self.input_index.add(pixels(self.inputs.array))
+            kept: NDArray[np.uint8] = self.inputs.array.astype(np.uint8, copy=False)
+            self.input_index.add(coarse(kept.reshape(-1, *self._shape)))
 
-    def remember(self, vector: NDArray[np.float16], image: NDArray[np.uint8], logits: NDArray[np.float32]) -> None:
+    def remember(self, features: Features, row: int) -> None:
         """Add one query; the oldest chunks may fall out."""
+        vector = features["vector"][row]
         if evicted := len(self.vectors.append(vector)):
             self.vector_index.drop_oldest(evicted)
         self.vector_index.add(vector.astype(np.float32))
-        if evicted := len(self.inputs.append(image)):
+        if evicted := len(self.inputs.append(features["image"][row])):
             self.input_index.drop_oldest(evicted)
-        self.input_index.add(pixels(image))
-        self.logits.append(logits)
+        self.input_index.add(features["coarse"][row])
+        self.logits.append(features["logits"][row])
 
 
 class SimilarityDetector(Detector[SimilarityMemory]):
     """Counts similar pairs; 50 condemn an account.
 
     A pair is a query and its nearest earlier one of the account, closer than delta in the encoder's space. Beside it,
-    as evidence: the distance itself; *steepness*, the change of the centred logits over the change of the input from
-    the nearest earlier input of the latest `steepness_window` (crafted queries follow the gradient, photographs do
-    not), once over all and once where that input is close; the distance to the honest reference, the k-th nearest of a
-    fixed set of honest images in the reference encoder's space; that encoder's log-odds of a crafted image; and how
-    rare these are and the model's own doubt (TMSP), added: an honest image may look crafted, or be hard to recognise,
-    and is hardly ever both.
+    as evidence: *steepness*, the change of the centred logits over the change of the input from
+    the nearest earlier input of the latest `window` (crafted queries follow the gradient, photographs do not), once
+    over all and once where that input is close; where it is close, the log-odds that the query is a *perturbed* copy of
+    it and not another photograph; the distance to the honest reference, the k-th nearest of a fixed set of honest
+    images in the reference encoder's space; that encoder's log-odds of a crafted image; and how rare these are and the
+    model's own doubt (TMSP), added: an honest image may look crafted, or be hard to recognise, and is hardly ever both.
     """
 
     name: ClassVar[str] = "similarity"
@@ -99,6 +116,7 @@ class SimilarityDetector(Detector[SimilarityMemory]):
         model: ModelSection,
         similarity: SimilarityEncoder,
         reference: ReferenceEncoder,
+        perturbation: PerturbationClassifier,
         honest: NDArray[np.float32],
         temperature: float,
         unsure: Rarity,
@@ -112,6 +130,7 @@ class SimilarityDetector(Detector[SimilarityMemory]):
             model: shapes of inputs and logits.
             similarity: trained, in evaluation mode.
             reference: trained, in evaluation mode.
+            perturbation: trained, in evaluation mode.
             honest: [m, 128] features of honest images under `reference`.
             temperature: T of TMSP.
             unsure: rarity of minus TMSP.
@@ -121,7 +140,7 @@ class SimilarityDetector(Detector[SimilarityMemory]):
         """
         super().__init__(evidence, fingerprint)
         self.section, self.model = section, model
-        self.similarity, self.reference = similarity, reference
+        self.similarity, self.reference, self.perturbation = similarity, reference, perturbation
         self.honest = ReferenceIndex(honest)
         self.temperature, self.unsure, self.crafted = temperature, unsure, crafted
 
@@ -142,6 +161,7 @@ class SimilarityDetector(Detector[SimilarityMemory]):
             model=model,
             similarity=similarity,
             reference=reference,
+            perturbation=bundle_network(bundle, "perturbation", PerturbationClassifier(shape)),
             honest=honest,
             temperature=bundle.manifest.tmsp.temperature,
             unsure=_rarity(bundle, "unsure"),
@@ -168,16 +188,18 @@ class SimilarityDetector(Detector[SimilarityMemory]):
             "crafted": crafted[:, 0],
             "crafted_and_unsure": self.crafted(crafted[:, 0]) + self.unsure(-tmsp(logits, self.temperature)),
             "image": inputs.reshape(len(inputs), -1),
+            "coarse": coarse(inputs),
             "logits": logits - logits.mean(axis=1, keepdims=True),
         }
 
     def initial_memory(self) -> SimilarityMemory:
         """No queries."""
-        return SimilarityMemory(self.layouts())
+        return SimilarityMemory(self.layouts(), self.model.input_shape)
 
     def layouts(self) -> Mapping[str, RowsLayout]:
-        """Feature vectors for `capacity` queries; inputs and logits for the latest `steepness_window`."""
-        size, window = int(np.prod(self.model.input_shape)), self.section.steepness_window
+        """Feature vectors for `capacity` queries; inputs and logits for the latest `window`."""
+        size = int(np.prod(self.model.input_shape))
+        window = min(self.section.window, max(self.section.window_bytes // size, FEWEST_INPUTS))
         return {
             "vectors": RowsLayout((SimilarityEncoder.DIMENSIONS,), np.float16, self.section.capacity),
             "inputs": RowsLayout((size,), np.uint8, window),
@@ -186,21 +208,34 @@ class SimilarityDetector(Detector[SimilarityMemory]):
 
     def observe(self, memory: SimilarityMemory, features: Features, row: int) -> tuple[float, ...]:
         """Find the nearest earlier query in both spaces, count a pair, remember the query."""
-        vector, image, logits = features["vector"][row], features["image"][row], features["logits"][row]
-        pair_distance, _ = memory.vector_index.nearest(vector.astype(np.float32))
-        input_distance, neighbour = memory.input_index.nearest(pixels(image))
-        steepness = close = float("nan")
-        if neighbour >= 0 and input_distance > 0:
-            change = np.linalg.norm((logits - memory.logits.array[neighbour]).astype(np.float64))
-            steepness = float(change) / input_distance
-            close = steepness if input_distance < self.section.close else float("nan")
+        pair_distance, _ = memory.vector_index.nearest(features["vector"][row].astype(np.float32))
         nearest = pair_distance if np.isfinite(pair_distance) else float("nan")
         memory.pairs += nearest < self.section.delta
-        memory.remember(vector, image, logits)
-        stateless = (float(features[name][row]) for name in STATELESS)
-        values = (nearest, steepness, close, *stateless)
+        change = self._change(memory, features, row)
+        memory.remember(features, row)
+        values = (nearest, *change, *(float(features[name][row]) for name in STATELESS))
         memory.latest = np.array(values)
         return values
+
+    def _change(self, memory: SimilarityMemory, features: Features, row: int) -> tuple[float, float, float]:
+        """Steepness, the same where close, and the log-odds of a perturbation; NaN where there is no such thing."""
+        nothing = float("nan")
+        _, neighbour = memory.input_index.nearest(features["coarse"][row])
+        if neighbour < 0:
+            return nothing, nothing, nothing
+        image, earlier = features["image"][row], memory.inputs.array[neighbour]
+        distance = float(np.sqrt(np.square(image.astype(np.int32) - earlier).sum())) / 255.0
+        rise = np.linalg.norm((features["logits"][row] - memory.logits.array[neighbour]).astype(np.float64))
+        steepness = float(rise) / distance
+        if distance >= self.section.close:
+            return steepness, nothing, nothing
+        return steepness, steepness, self._perturbed(image, earlier)
+
+    def _perturbed(self, image: NDArray[np.uint8], earlier: NDArray[np.uint8]) -> float:
+        # One pair at a time: which is the earlier one is known only when all before it have been taken in.
+        channels, *rest = self.model.input_shape
+        with torch.inference_mode():
+            return float(self.perturbation(images(np.concatenate([image, earlier]).reshape(1, 2 * channels, *rest))))
 
     def rule(self, memory: SimilarityMemory) -> Rule:
         """`pairs` similar pairs or more."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -78,6 +80,41 @@ class ReferenceEncoder(nn.Module):
         """Logits [n, classes] and log-odds [n] of being crafted, for training."""
         hidden = self.trunk(images)
         return self.head(self.features(hidden)), self.crafted(hidden)[:, 0]
+
+
+class PerturbationClassifier(nn.Module):
+    """Two images of one thing, [n, 2 channels, height, width] in [0, 1], to the log-odds [n] that the first was crafted
+    from the second, or both from a third.
+
+    Two photographs of one thing differ by light, hand and noise; a crafted image by a perturbation along a gradient,
+    which the difference shows bare. (Metzen et al., On detecting adversarial perturbations, 2017, who have only the
+    image, must guess it.)
+    """
+
+    WIDTH = 24
+    LOUDER = 8.0
+    """Weak perturbations are of few grey levels; what is louder is told by its shape."""
+
+    def __init__(self, shape: ImageShape) -> None:
+        super().__init__()
+        self._channels = shape[0]
+        widths = (3 * shape[0], self.WIDTH, 2 * self.WIDTH, 2 * self.WIDTH, 2 * self.WIDTH)
+        layers: list[nn.Module] = []
+        for number, (before, after) in enumerate(pairwise(widths)):
+            convolution = nn.Conv2d(before, after, 3, stride=2 if number else 1, padding=1)
+            layers += [convolution, nn.BatchNorm2d(after), nn.ReLU()]
+        self.trunk = nn.Sequential(*layers)
+        self.head = nn.Sequential(nn.Linear(2 * widths[-1] + 1, 64), nn.ReLU(), nn.Linear(64, 1))
+
+    def forward(self, pairs: Tensor) -> Tensor:
+        """Log-odds [n]."""
+        image, earlier = pairs[:, : self._channels], pairs[:, self._channels :]
+        difference = image - earlier
+        size = difference.square().flatten(1).mean(1).sqrt().clamp_min(1e-6)[:, None]
+        shape, volume = difference / (4 * size[..., None, None]), (difference * self.LOUDER).clamp(-1, 1)
+        maps = self.trunk(torch.cat([image, shape, volume], dim=1))
+        odds: Tensor = self.head(torch.cat([maps.mean((2, 3)), maps.amax((2, 3)), size.log()], dim=1))
+        return odds[:, 0]
 
 
 def both(similarity: SimilarityEncoder, reference: ReferenceEncoder, images: Tensor) -> Tensor:

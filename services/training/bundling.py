@@ -19,15 +19,16 @@ from torch import nn
 from services.inference.network import ARCHITECTURES
 from services.likelihood.vqvae import VectorQuantisedAutoencoder
 from services.similarity import rarity
-from services.similarity.encoder import ReferenceEncoder, SimilarityEncoder
+from services.similarity.encoder import PerturbationClassifier, ReferenceEncoder, SimilarityEncoder
 from services.similarity.rarity import Rarity
 from services.training import calibration, networks, papers
 from services.training.calibrator import SMALLEST_THRESHOLD, Calibrator, Rates
 from services.training.malicious import crafted_images
+from services.training.pairs import Pairs, crafted_pairs, honest_pairs
 from services.training.prediction import accuracy, logits_of
 from services.training.recipes import RECIPES
 from services.training.tracing import DEFAULT_TRACES, DETECTORS, Tracer, populations
-from shared.bundle import Bundle, CalibrationSection, write_bundle
+from shared.bundle import Bundle, CalibrationSection, SimilaritySection, write_bundle
 from shared.cameras import Images
 from shared.datasets import Splits
 from shared.networks import in_fixed_batches, load_network, network_tensors
@@ -54,13 +55,16 @@ class Plan:
     reference_epochs: int = 6
     crafted: int = 60_000
     """Malicious images that victim and reference encoder learn from."""
+    pairs: int = 80_000
+    """Honest and as many crafted ones that the classifier of perturbations learns from."""
+    perturbation_epochs: int = 6
     similarity_epochs: int = 1
     contrastive_epochs: int = 2
     positives: Positives = "transformations"
     """What the similarity encoder learns to place close to an image: transformations of it, as in TR 2021-126, or
     adversarial perturbations against the victim, as in SEAT."""
     likelihood_epochs: int = 4
-    calibration_accounts: int = 168
+    calibration_accounts: int = 336
     holdout_accounts: int = 168
     queries: int = 1_500
     """Of each calibration account."""
@@ -72,7 +76,8 @@ class Plan:
 
 
 QUICK = Plan(
-    victim_epochs=1, reference_epochs=1, crafted=4_000, similarity_epochs=1, contrastive_epochs=1, likelihood_epochs=1,
+    victim_epochs=1, reference_epochs=1, crafted=4_000, pairs=3_000, perturbation_epochs=2,
+    similarity_epochs=1, contrastive_epochs=1, likelihood_epochs=1,
     calibration_accounts=42, holdout_accounts=14, queries=300, holdout_queries=300, honest_reference=1_000,
 )  # fmt: skip
 """A bundle in minutes, to try the command; its detectors are weak."""
@@ -142,6 +147,12 @@ class BundleMaker:
                 data, classes, plan.reference_epochs, seed + 1, progress, checkpoints, crafted()
             ),
         )  # fmt: skip
+        perturbation = self._trained(
+            "perturbation", (plan.perturbation_epochs, plan.pairs), PerturbationClassifier(shape),
+            lambda checkpoints: networks.train_perturbation(
+                *self._pairs(), plan.perturbation_epochs, seed + 5, progress, checkpoints
+            ),
+        )  # fmt: skip
         likelihood = self._trained(
             "likelihood", (plan.likelihood_epochs,), VectorQuantisedAutoencoder(shape[0]),
             lambda checkpoints: networks.train_likelihood(
@@ -160,6 +171,7 @@ class BundleMaker:
         return {
             "victim": network_tensors(victim),
             "reference": network_tensors(reference),
+            "perturbation": network_tensors(perturbation),
             "likelihood": network_tensors(likelihood),
             "similarity": network_tensors(similarity),
             "honest": {"features": self._honest_features(reference)},
@@ -167,14 +179,32 @@ class BundleMaker:
 
     def _crafted(self) -> Images:
         """Malicious images; made once, for victim and reference encoder."""
-        path = self.work / f"crafted-{self.plan.seed}-{self.plan.crafted}.safetensors"
+        return self._made(
+            f"crafted-{self.plan.seed}-{self.plan.crafted}",
+            lambda: {"images": crafted_images(self.splits.train, self.plan.crafted, self.plan.seed + 4, self.progress)},
+        )["images"]
+
+    def _pairs(self) -> tuple[Pairs, Pairs]:
+        """Honest and crafted ones."""
+        data, plan, progress = self.splits.train, self.plan, self.progress
+        close = SimilaritySection(delta=1.0).close
+        made = self._made(
+            f"pairs-{plan.seed}-{plan.pairs}-{close:g}",
+            lambda: {
+                "honest": honest_pairs(data, plan.pairs, close, plan.seed + 6, progress),
+                "crafted": crafted_pairs(data, plan.pairs, close, plan.seed + 7, progress),
+            },
+        )
+        return made["honest"], made["crafted"]
+
+    def _made(self, name: str, make: Callable[[], Mapping[str, Images]]) -> Mapping[str, Images]:
+        """Images to learn from; what an earlier run made is taken from `work`."""
+        path = self.work / f"{name}.safetensors"
         if not path.exists():
-            made = crafted_images(self.splits.train, self.plan.crafted, self.plan.seed + 4, self.progress)
             partial = path.with_suffix(".partial")
-            partial.write_bytes(save({"images": made}))
+            partial.write_bytes(save(dict(make())))
             partial.rename(path)
-        images: Images = load(path.read_bytes())["images"]
-        return images
+        return load(path.read_bytes())
 
     def _honest_features(self, reference: ReferenceEncoder) -> NDArray[np.float16]:
         """Features of honest images, half of them as varied cameras would have taken them."""

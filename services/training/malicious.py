@@ -33,6 +33,9 @@ MOST_STEPS = 12
 MOST_ROUNDS = 3
 """Jacobian augmentation crafts from what was crafted before."""
 CRAFTED_AT_ONCE = 256
+NEWTON_STEPS = 6
+HALVINGS = 8
+"""Of a line across a copy's border."""
 REPHOTOGRAPHED = 0.4
 """Share that a camera of its own then changes, as an attacker does who blinds his queries (TR 2021-126, VII-A)."""
 BLENDED, SYNTHETIC, DRAWN, SHUFFLED = 0.1, 0.1, 0.1, 0.1
@@ -108,14 +111,16 @@ class Recipe:
     steps: int
 
     @classmethod
-    def drawn(cls, n: int, random: np.random.Generator, strongest: float = STRONGEST) -> Recipe:
+    def drawn(
+        cls, n: int, random: np.random.Generator, strongest: float = STRONGEST, weakest: float = WEAKEST
+    ) -> Recipe:
         """Any way of crafting, at any strength."""
 
         def columns(values: NDArray[np.generic]) -> Tensor:
             return torch.from_numpy(values).to(device())[:, None, None, None]
 
         steps = int(random.integers(1, MOST_STEPS + 1))
-        radius = np.exp(random.uniform(np.log(WEAKEST), np.log(strongest), n)).astype(np.float32)
+        radius = np.exp(random.uniform(np.log(weakest), np.log(strongest), n)).astype(np.float32)
         overshoot = random.uniform(1.0, 2.0, n).astype(np.float32)
         return cls(
             radius=columns(radius),
@@ -161,12 +166,72 @@ def craft(network: nn.Module, origin: Tensor, labels: Tensor, recipe: Recipe, ra
     return current.detach()
 
 
+def shortest(copy: nn.Module, origin: Tensor, labels: Tensor, random: np.random.Generator) -> Tensor:
+    """The nearest images that a copy takes for another class, or a little further; in [0, 1].
+
+    Newton steps to the border that is nearest by the copy's gradients (DeepFool: Moosavi-Dezfooli et al. 2016,
+    algorithm 2), here towards one of the three likeliest other classes.
+
+    Args:
+        copy: whose border.
+        origin: [n, ...] images in [0, 1].
+        labels: [n], the victim's.
+        random: of targets, and of how far beyond.
+    """
+    with torch.no_grad():
+        logits = copy(origin)
+    rows, classes = torch.arange(len(origin)), logits.shape[1]
+    logits[rows, labels] = -torch.inf
+    rank = torch.from_numpy(random.integers(0, min(3, classes - 1), len(origin))).to(origin.device)
+    target = logits.topk(min(3, classes - 1), dim=1).indices[rows, rank]
+    change = torch.zeros_like(origin)
+    for _ in range(NEWTON_STEPS):
+        current = (origin + change).detach().requires_grad_(True)
+        answers = copy(current)
+        short = answers[rows, labels] - answers[rows, target]
+        (gradient,) = torch.autograd.grad(short.sum(), current)
+        missing = short.detach().clamp_min(0.0) + 1e-3
+        length = gradient.square().flatten(1).sum(1).clamp_min(1e-12)
+        change = change - (missing / length)[:, None, None, None] * gradient
+    further = torch.from_numpy(random.uniform(1.0, 1.3, (len(origin), 1, 1, 1)).astype(np.float32)).to(origin.device)
+    return (origin + further * change).clamp(0, 1).detach()
+
+
+def towards_the_border(copy: nn.Module, origin: Tensor, crafted: Tensor, random: np.random.Generator) -> Tensor:
+    """Perturbations taken back to where the copy's answer changes, or a little beyond; others are left as they are.
+
+    Args:
+        copy: whose border.
+        origin: [n, ...] images in [0, 1].
+        crafted: from them.
+        random: of how far beyond.
+    """
+    with torch.no_grad():
+        said = copy(origin).argmax(1)
+
+        def changes(share: Tensor) -> Tensor:
+            differs: Tensor = copy(origin + share * (crafted - origin)).argmax(1) != said
+            return differs[:, None, None, None]
+
+        near, far = torch.zeros_like(origin[:, :1, :1, :1]), torch.ones_like(origin[:, :1, :1, :1])
+        crosses = changes(far)
+        for _ in range(HALVINGS):
+            middle = (near + far) / 2
+            beyond = changes(middle)
+            near, far = torch.where(beyond, near, middle), torch.where(beyond, middle, far)
+        further = torch.from_numpy(random.uniform(1.0, 1.5, near.shape).astype(np.float32)).to(origin.device)
+        share = torch.where(crosses, (far * further).clamp(max=1.0), 1.0)
+        moved: Tensor = origin + share * (crafted - origin)
+        return moved
+
+
 def _rms(images_or_changes: Tensor) -> Tensor:
     """[n, 1, 1, 1] root mean square; never zero."""
     return images_or_changes.square().flatten(1).mean(1).sqrt().clamp_min(1e-12)[:, None, None, None]
 
 
-def _quantised(pixels: Tensor) -> Images:
+def quantised(pixels: Tensor) -> Images:
+    """Images [n, ...] in [0, 1] as they are sent."""
     result: Images = (pixels * 255.0).round().to(torch.uint8).cpu().numpy()
     return result
 
@@ -188,7 +253,30 @@ def _synthetic(shape: tuple[int, ...], n: int, random: np.random.Generator) -> I
     grown = functional.interpolate(hidden, size=(height, width), mode="bilinear", align_corners=False)
     kernel = torch.randn(channels, 16, 3, 3, generator=generator) / 12.0
     mixed = functional.conv2d(grown, kernel * float(random.uniform(0.5, 4.0)), padding=1)
-    return _quantised(torch.sigmoid(mixed + float(random.uniform(-2.0, 1.0))))
+    return quantised(torch.sigmoid(mixed + float(random.uniform(-2.0, 1.0))))
+
+
+def substitutes(
+    data: Dataset, random: np.random.Generator, seed: int, progress: Progress | None = None
+) -> list[nn.Module]:
+    """`COPIES` substitute models of different layouts, each from labels of its own.
+
+    Args:
+        data: to learn from.
+        random: of what each learns from.
+        seed: of their weights.
+        progress: shows a bar.
+    """
+    task = progress.add_task("copies to craft with", total=COPIES) if progress else None
+    copies = []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for number in range(COPIES):
+            queries = int(np.exp(random.uniform(np.log(FEWEST_QUERIES), np.log(MOST_QUERIES))))
+            copies.append(_copy(COPY_BUILDERS[number % len(COPY_BUILDERS)], data, queries, random))
+            if progress and task is not None:
+                progress.advance(task)
+    return copies
 
 
 def crafted_images(data: Dataset, samples: int, seed: int, progress: Progress | None = None) -> Images:
@@ -201,15 +289,8 @@ def crafted_images(data: Dataset, samples: int, seed: int, progress: Progress | 
         progress: shows a bar.
     """
     random = np.random.default_rng(seed)
-    task = progress.add_task("malicious samples", total=COPIES + samples) if progress else None
-    copies = []
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for number in range(COPIES):
-            queries = int(np.exp(random.uniform(np.log(FEWEST_QUERIES), np.log(MOST_QUERIES))))
-            copies.append(_copy(COPY_BUILDERS[number % len(COPY_BUILDERS)], data, queries, random))
-            if progress and task is not None:
-                progress.advance(task)
+    copies = substitutes(data, random, seed, progress)
+    task = progress.add_task("malicious samples", total=samples) if progress else None
     parts: list[Images] = []
     made = 0
     while made < samples:
@@ -243,7 +324,7 @@ def _perturbed(copy: nn.Module, data: Dataset, n: int, random: np.random.Generat
     rows = random.choice(len(data), n, replace=n > len(data))
     current, labels = data.images[rows], torch.from_numpy(data.labels[rows]).to(device())
     for _ in range(int(random.integers(1, MOST_ROUNDS + 1))):
-        current = _quantised(craft(copy, images(current), labels, Recipe.drawn(n, random), random))
+        current = quantised(craft(copy, images(current), labels, Recipe.drawn(n, random), random))
     return current
 
 

@@ -1,4 +1,4 @@
-"""Training of the four networks of a bundle, on the CPU or a GPU, with progress."""
+"""Training of the networks of a bundle, on the CPU or a GPU, with progress."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from torch.nn import functional
 
 from services.inference.network import ARCHITECTURES
 from services.likelihood.vqvae import VectorQuantisedAutoencoder
-from services.similarity.encoder import ReferenceEncoder, SimilarityEncoder
+from services.similarity.encoder import PerturbationClassifier, ReferenceEncoder, SimilarityEncoder
 from services.training.augment import positives, transformed, varied_photographs
 from services.training.checkpoint import load_checkpoint, save_checkpoint
 from services.training.malicious import linf_pgd
+from services.training.pairs import Pairs
 from services.training.recipes import Recipe
 from shared.cameras import Images
 from shared.datasets import Dataset
@@ -194,6 +195,33 @@ def train_similarity(
         recipe = Recipe(length, rate=1e-3, batch=64)
         _train(network, f"similarity encoder, {stage}", data, loss, recipe, seed, progress, checkpoint)
     return network
+
+
+def train_perturbation(
+    honest: Pairs, crafted: Pairs, epochs: int, seed: int, progress: Progress, checkpoints: Path
+) -> PerturbationClassifier:
+    """What tells a crafted perturbation from the difference of two photographs.
+
+    Args:
+        honest: [n, 2 channels, height, width], two photographs each.
+        crafted: [m, ...], of which one was crafted from the other, or both from one.
+        epochs: passes over all of them.
+        seed: the weights are a function of it, on one machine.
+        progress: shows how far it is.
+        checkpoints: folder in which an interrupted training is found again.
+    """
+    torch.manual_seed(seed)
+    stacked, height, width = honest.shape[1:]
+    network = PerturbationClassifier((stacked // 2, height, width))
+
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        pairs = torch.where(torch.rand(len(x), 1, 1, 1) < 0.5, x.flip(-1), x)
+        return functional.binary_cross_entropy_with_logits(network(pairs), y.float())
+
+    truth = np.repeat(np.array([0, 1]), [len(honest), len(crafted)])
+    path, recipe = checkpoints / "perturbation.safetensors", Recipe(epochs, rate=2e-3)
+    data = Dataset(np.concatenate([honest, crafted]), truth)
+    return _train(network, "classifier of perturbations", data, loss, recipe, seed, progress, path)
 
 
 def data_variance(data: Dataset) -> float:

@@ -35,7 +35,7 @@ from shared.detection import Detector, Statistic, orient
 from shared.population import KINDS, HonestAccount, Kind, draw_account
 
 DEFAULT_TRACES = Path("build/traces")
-TRACE_FORMAT = 4
+TRACE_FORMAT = 5
 """Changes with what the detectors' classes make of the same networks."""
 
 DETECTORS: tuple[type[TmspDetector | PradaDetector | SimilarityDetector | LikelihoodDetector], ...] = (

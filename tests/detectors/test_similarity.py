@@ -6,16 +6,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
-from services.similarity.detector import SimilarityDetector
+from services.similarity.detector import FEWEST_INPUTS, STATISTICS, SimilarityDetector, coarse
 from services.similarity.rarity import Rarity
+from shared.bundle import SimilaritySection
 from shared.detection import Detector
 from shared.neighbours import ReferenceIndex
 from tests.support.accounts import Stream, crafted, honest
 
 WINDOW = 128
-"""`steepness_window` of the suite's bundle; rows are evicted 64 at a time, so 128 to 192 are kept."""
+"""`window` of the suite's bundle; rows are evicted 64 at a time, so 128 to 192 are kept."""
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +53,7 @@ def test_pairs_are_counted_as_brute_force_counts_them(detector: SimilarityDetect
         detector.model,
         detector.similarity,
         detector.reference,
+        detector.perturbation,
         np.zeros((20, 128), dtype=np.float32),
         detector.temperature,
         detector.unsure,
@@ -72,15 +75,53 @@ def test_the_statistics_are_those_of_brute_force(detector: SimilarityDetector, a
     values, *_ = detector.replay(detector.initial(), features, np.arange(len(account)))
     pixels = account.inputs.reshape(len(account), -1) / 255.0
     centred = account.logits - account.logits.mean(axis=1, keepdims=True)
+    cells = coarse(account.inputs)
+    near = 0
     for row in range(len(account)):
         pair, _ = brute_force(features["vector"], row)
-        distance, neighbour = brute_force(pixels, row)
-        steepness = float(np.linalg.norm(centred[row] - centred[neighbour]) / distance) if row else np.nan
-        close = steepness if distance < detector.section.close else np.nan
-        np.testing.assert_allclose(values[row, :3], [pair, steepness, close], rtol=1e-4, equal_nan=True)
-    np.testing.assert_array_equal(values[:, 3], features["reference_distance"])
-    np.testing.assert_array_equal(values[:, 4], features["crafted"])
-    np.testing.assert_array_equal(values[:, 5], features["crafted_and_unsure"])
+        _, neighbour = brute_force(cells, row)
+        steepness = close = odds = np.nan
+        if row:
+            distance = np.linalg.norm(pixels[row] - pixels[neighbour])
+            steepness = float(np.linalg.norm(centred[row] - centred[neighbour]) / distance)
+            if distance < detector.section.close:
+                close, odds = steepness, log_odds(detector, account.inputs[row], account.inputs[neighbour])
+                near += 1
+        np.testing.assert_allclose(values[row, :4], [pair, steepness, close, odds], rtol=1e-4, equal_nan=True)
+    assert 20 < near < 119
+    for column, statistic in enumerate(STATISTICS[4:], start=4):
+        np.testing.assert_array_equal(values[:, column], features[statistic.name])
+
+
+def log_odds(detector: SimilarityDetector, image: NDArray[np.uint8], earlier: NDArray[np.uint8]) -> float:
+    pair = torch.from_numpy(np.concatenate([image, earlier])[None].astype(np.float32) / np.float32(255))
+    with torch.inference_mode():
+        return float(detector.perturbation(pair))
+
+
+def test_the_nearest_input_by_thumbnails_is_a_small_perturbations_origin(detector: SimilarityDetector) -> None:
+    far, random = honest(83, 200), np.random.default_rng(5)
+    for strength in (2, 8, 20):
+        change = random.choice([-strength, strength], far.inputs.shape)
+        moved = np.clip(far.inputs.astype(int) + change, 0, 255).astype(np.uint8)
+        distances = np.linalg.norm(coarse(moved)[:, None] - coarse(far.inputs)[None], axis=2)
+        assert (distances.argmin(axis=1) == np.arange(200)).mean() > 0.99
+
+
+def test_of_large_inputs_fewer_are_kept(detector: SimilarityDetector) -> None:
+    def kept(shape: tuple[int, int, int]) -> int:
+        section = SimilaritySection(delta=1.0)
+        model = detector.model.model_copy(update={"input_shape": shape})
+        arguments = (
+            detector.similarity, detector.reference, detector.perturbation, np.zeros((20, 128), dtype=np.float32),
+            detector.temperature, detector.unsure, detector.crafted, detector.evidence, "test",
+        )  # fmt: skip
+        return SimilarityDetector(section, model, *arguments).layouts()["inputs"].capacity
+
+    whole, limit = SimilaritySection(delta=1.0).window, SimilaritySection(delta=1.0).window_bytes
+    assert kept((1, 28, 28)) == whole
+    assert FEWEST_INPUTS < kept((3, 64, 64)) == limit // (3 * 64 * 64) < whole
+    assert kept((3, 1024, 1024)) == FEWEST_INPUTS
 
 
 def test_crafted_queries_are_steeper_than_honest_ones(detector: SimilarityDetector) -> None:
@@ -138,8 +179,9 @@ def test_steepness_looks_back_no_further_than_its_window(detector: SimilarityDet
     pixels = account.inputs.reshape(301, -1) / 255.0
     kept = len(state.memory.inputs) - 1
     assert WINDOW <= kept <= WINDOW + 64
-    distances = np.linalg.norm(pixels[300 - kept : 300] - pixels[300], axis=1)
-    neighbour = 300 - kept + int(distances.argmin())
+    cells = coarse(account.inputs)
+    neighbour = 300 - kept + int(np.linalg.norm(cells[300 - kept : 300] - cells[300], axis=1).argmin())
+    distance = np.linalg.norm(pixels[300] - pixels[neighbour])
     centred = account.logits - account.logits.mean(axis=1, keepdims=True)
-    expected = np.linalg.norm(centred[300] - centred[neighbour]) / distances.min()
+    expected = np.linalg.norm(centred[300] - centred[neighbour]) / distance
     assert values[300, 1] == pytest.approx(float(expected), rel=1e-4)

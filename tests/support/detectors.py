@@ -19,11 +19,11 @@ from services.likelihood.vqvae import VectorQuantisedAutoencoder
 from services.prada.detector import PradaDetector
 from services.similarity import rarity
 from services.similarity.detector import SimilarityDetector
-from services.similarity.encoder import ReferenceEncoder, SimilarityEncoder
+from services.similarity.encoder import PerturbationClassifier, ReferenceEncoder, SimilarityEncoder
 from services.similarity.rarity import Rarity
 from services.tmsp.detector import TmspDetector
 from shared.bundle import Bundle, write_bundle
-from shared.detection import Detector
+from shared.detection import Detector, orient
 from shared.evidence import BETS, EvidenceModel
 from shared.networks import network_tensors
 from shared.softmax import tmsp
@@ -58,7 +58,7 @@ CASES: Mapping[str, Case] = {
 SMALL: Mapping[str, Mapping[str, float]] = {
     "tmsp": {"temperature": 5.0, "lambda": 0.2},
     "prada": {"capacity": 256, "window": 200},
-    "similarity": {"capacity": 256, "steepness_window": 128},
+    "similarity": {"capacity": 256, "window": 128},
 }
 """Bounds that a test reaches soon, and a temperature that suits the made-up logits."""
 
@@ -79,8 +79,8 @@ def calibrated(detector: Detector[Any], accounts: Sequence[Stream]) -> EvidenceM
     thresholds = model.thresholds.copy()
     for profile in range(PROFILES):
         values, history = zip(*(_replay(detector, account) for account in accounts[profile::PROFILES]), strict=True)
-        sign = np.where([statistic.suspicious_when_high for statistic in detector.statistics], 1.0, -1.0)
-        scores, sizes = np.concatenate(values) * sign, np.searchsorted(HISTORY_EDGES, np.concatenate(history), "right")
+        scores = orient(detector.statistics, np.concatenate(values))
+        sizes = np.searchsorted(HISTORY_EDGES, np.concatenate(history), "right")
         for statistic in range(scores.shape[1]):
             for size in range(len(HISTORY_EDGES) + 1):
                 mine = scores[(sizes == size) & np.isfinite(scores[:, statistic]), statistic]
@@ -111,6 +111,7 @@ def detector_files(evidence: Mapping[str, EvidenceModel], seed: int = 7) -> File
         **untrained_files(seed),
         "similarity": network_tensors(SimilarityEncoder(SHAPE, CLASSES)),
         "reference": network_tensors(reference),
+        "perturbation": network_tensors(PerturbationClassifier(SHAPE)),
         "honest": {"features": features},
         "rarity": rarity.tensors(
             unsure=Rarity.of(-tmsp(stream.logits, SMALL["tmsp"]["temperature"])), crafted=Rarity.of(crafted[:, 0])

@@ -21,7 +21,13 @@ from services.inference.network import ARCHITECTURES
 from services.training import malicious, networks
 from services.training.bundling import BundleMaker, Plan
 from services.training.malicious import linf_pgd
-from services.training.networks import train_likelihood, train_reference, train_similarity, train_victim
+from services.training.networks import (
+    train_likelihood,
+    train_perturbation,
+    train_reference,
+    train_similarity,
+    train_victim,
+)
 from services.training.prediction import accuracy, logits_of
 from services.training.recipes import RECIPES
 from shared.datasets import Dataset, Splits
@@ -41,6 +47,11 @@ def data(images: int = 64, seed: int = 0) -> Dataset:
 
 CRAFTED = np.random.default_rng(9).integers(0, 256, (64, *SHAPE), dtype=np.uint8)
 """Nobody's photographs."""
+
+
+STILL = np.concatenate([CRAFTED, CRAFTED], axis=1)
+MOVED = np.concatenate([CRAFTED, CRAFTED[::-1]], axis=1)
+"""Pairs of equal images, and of unequal ones."""
 
 
 class Interrupted(Progress):
@@ -73,6 +84,10 @@ TRAININGS: dict[str, tuple[Callable[[Progress, Path], nn.Module], int]] = {
     "reference": (
         lambda progress, folder: train_reference(data(256), 2, 2, 1, progress, folder, CRAFTED),
         3,
+    ),
+    "perturbation": (
+        lambda progress, folder: train_perturbation(STILL, MOVED, 3, 1, progress, folder),
+        2,
     ),
     "codebook": (lambda progress, folder: train_likelihood(data(128), 3, 1, progress, folder), 5),
     "second stage": (similarity(), 8),
@@ -177,7 +192,7 @@ def test_the_encoder_learns_from_either_kind_of_positives(tmp_path: Path) -> Non
 
 PLAN = Plan(
     architecture="lenet5", victim_epochs=1, reference_epochs=1, similarity_epochs=1, contrastive_epochs=1,
-    likelihood_epochs=1, honest_reference=64, crafted=40,
+    likelihood_epochs=1, honest_reference=64, crafted=40, pairs=40, perturbation_epochs=1,
 )  # fmt: skip
 
 
@@ -201,7 +216,7 @@ def test_what_was_trained_is_found_by_the_same_plan_on_the_same_data_alone(
     first, found = trained(tmp_path)
     assert not found
     again, found = trained(tmp_path)
-    everything = {"victim", "reference", "likelihood", "similarity"}
+    everything = {"victim", "reference", "perturbation", "likelihood", "similarity"}
     assert found == everything
     assert all(np.array_equal(first[f][name], again[f][name]) for f in first for name in first[f])
     assert trained(tmp_path, dataclasses.replace(PLAN, architecture="convnet"))[1] == everything - {"victim"}
