@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from services.training import malicious
-from services.training.malicious import STRONGEST, Recipe, craft, crafted_images
+from services.training.malicious import STRONGEST, Recipe, craft, crafted_images, shortest, towards_the_border
 from shared.datasets import Dataset
 
 
@@ -67,6 +67,35 @@ def test_crafting_changes_the_label_far_oftener_than_noise_of_the_same_size(data
     noise = (origin + size * torch.from_numpy(random.choice([-1.0, 1.0], origin.shape)).float()).clamp(0, 1)
     crossed = [float((network(x).argmax(1) != labels).float().mean()) for x in (crafted, noise)]
     assert crossed[0] > 2 * crossed[1] + 0.05
+
+
+def test_the_shortest_change_just_crosses_the_border(data: Dataset, network: nn.Module) -> None:
+    origin, labels = torch.from_numpy(data.images / np.float32(255)), torch.from_numpy(data.labels)
+    change = shortest(network, origin, labels, np.random.default_rng(4)) - origin
+    assert float((network(origin + change).argmax(1) != labels).float().mean()) > 0.95
+    # Of a linear network the distance to a border is the difference of two logits over the length of its gradient.
+    layer = network[1]  # type: ignore[index]
+    weights = layer.weight.detach()
+    logits, rows = network(origin), torch.arange(len(labels))
+    gaps = logits[rows, labels][:, None] - logits
+    steepness = (weights[labels][:, None] - weights[None]).norm(dim=2).clamp_min(1e-9)
+    farthest = (gaps / steepness).amax(1)
+    assert (change.flatten(1).norm(dim=1) <= 1.35 * farthest + 0.02).all()
+
+
+def test_a_change_is_taken_back_to_the_border_and_no_further(data: Dataset, network: nn.Module) -> None:
+    origin, labels = torch.from_numpy(data.images / np.float32(255)), torch.from_numpy(data.labels)
+    random = np.random.default_rng(5)
+    crafted = craft(network, origin, labels, Recipe.drawn(300, random), random)
+    moved = towards_the_border(network, origin, crafted, random)
+    crosses = (network(crafted).argmax(1) != network(origin).argmax(1)).numpy()
+    assert 20 < crosses.sum() < 300
+    assert (network(moved).argmax(1) != network(origin).argmax(1)).numpy()[crosses].all()
+    shares = ((moved - origin).flatten(1).norm(dim=1) / (crafted - origin).flatten(1).norm(dim=1)).numpy()
+    np.testing.assert_allclose(shares[~crosses], 1.0, atol=1e-5)
+    assert np.median(shares[crosses]) < 0.95
+    just_inside = origin + torch.from_numpy(shares / 1.6)[:, None, None, None].float() * (crafted - origin)
+    assert (network(just_inside).argmax(1) == network(origin).argmax(1)).numpy()[crosses].mean() > 0.9
 
 
 def test_samples_are_a_function_of_the_seed_and_as_many_as_asked_for(data: Dataset) -> None:
