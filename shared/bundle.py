@@ -89,8 +89,9 @@ class SimilaritySection(_Section):
     its origin thousands of queries ago."""
     window_bytes: Count = 8 * 2**20
     """Most that these inputs may take; of large ones there are fewer."""
-    close: Positive = 3.0
-    """L2 distance in [0, 1] pixels under which two inputs are close: variants of one photograph, seldom two."""
+    close: Positive = 3 / 28
+    """Root mean square difference of pixels in [0, 1] under which two inputs are close: variants of one photograph,
+    seldom two."""
     reference_neighbour: Count = 10
 
 

@@ -225,9 +225,11 @@ class SimilarityDetector(Detector[SimilarityMemory]):
             return nothing, nothing, nothing
         image, earlier = features["image"][row], memory.inputs.array[neighbour]
         distance = float(np.sqrt(np.square(image.astype(np.int32) - earlier).sum())) / 255.0
+        if not distance:  # an exact repeat that is remembered for longer than its digest
+            return nothing, nothing, nothing
         rise = np.linalg.norm((features["logits"][row] - memory.logits.array[neighbour]).astype(np.float64))
         steepness = float(rise) / distance
-        if distance >= self.section.close:
+        if distance >= self.section.close * np.sqrt(len(image)):
             return steepness, nothing, nothing
         return steepness, steepness, self._perturbed(image, earlier)
 

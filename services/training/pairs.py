@@ -29,6 +29,8 @@ MOST_OF_AN_ACCOUNT = 600
 """Pairs; a film has as many as it has frames."""
 EDITED = 0.15
 """Share of honest pairs that no account of the population shows: two cameras before one thing, or one covered part."""
+PATIENCE = 50
+"""Batches in a row without any pair, after which there will be none."""
 CRAFTED_AT_ONCE = 256
 WEAKEST, STRONGEST = 0.7 / 255, 0.15
 """Radii; what moved further is not close."""
@@ -60,20 +62,27 @@ def earlier_ones(inputs: Images) -> NDArray[np.intp]:
 def _paired(image: Images, earlier: Images, close: float) -> Pairs:
     """Those that are close, and not the same."""
     difference = (image.astype(np.float32) - earlier).reshape(len(image), -1) / 255.0
-    distance = np.linalg.norm(difference, axis=1)
-    near = (distance > 0) & (distance < close)
+    size = np.sqrt(np.square(difference).mean(axis=1))
+    near = (size > 0) & (size < close)
     pairs: Pairs = np.concatenate([image[near], earlier[near]], axis=1)
     return pairs
 
 
 def _collected(parts: Iterator[Pairs], count: int, label: str, progress: Progress | None) -> Pairs:
-    """The first `count` pairs of many parts."""
+    """The first `count` pairs of many parts.
+
+    Raises:
+        ValueError: there are none.
+    """
     task = progress.add_task(label, total=count) if progress else None
     found: list[Pairs] = []
-    made = 0
+    made = fruitless = 0
     while made < count:
         found.append(next(parts))
         made += len(found[-1])
+        fruitless = 0 if len(found[-1]) else fruitless + 1
+        if fruitless == PATIENCE:
+            raise ValueError(f"{label}: of the last {PATIENCE} batches no two images were close")
         if progress and task is not None:
             progress.update(task, completed=min(made, count))
     return np.concatenate(found)[:count]
@@ -85,7 +94,7 @@ def honest_pairs(data: Dataset, count: int, close: float, seed: int, progress: P
     Args:
         data: images to draw accounts from.
         count: pairs.
-        close: L2 distance in [0, 1] pixels under which two images are a pair.
+        close: root mean square difference of pixels in [0, 1] under which two images are a pair.
         seed: everything that is drawn is a function of it.
         progress: shows a bar.
     """
@@ -123,7 +132,7 @@ def crafted_pairs(data: Dataset, count: int, close: float, seed: int, progress: 
     Args:
         data: natural images to start from and to train the copies on.
         count: pairs.
-        close: L2 distance in [0, 1] pixels under which two images are a pair.
+        close: root mean square difference of pixels in [0, 1] under which two images are a pair.
         seed: everything that is drawn is a function of it.
         progress: shows a bar.
     """

@@ -84,7 +84,7 @@ def test_the_statistics_are_those_of_brute_force(detector: SimilarityDetector, a
         if row:
             distance = np.linalg.norm(pixels[row] - pixels[neighbour])
             steepness = float(np.linalg.norm(centred[row] - centred[neighbour]) / distance)
-            if distance < detector.section.close:
+            if distance < detector.section.close * 28:
                 close, odds = steepness, log_odds(detector, account.inputs[row], account.inputs[neighbour])
                 near += 1
         np.testing.assert_allclose(values[row, :4], [pair, steepness, close, odds], rtol=1e-4, equal_nan=True)

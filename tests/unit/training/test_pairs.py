@@ -17,7 +17,7 @@ from services.training.pairs import Pairs, crafted_pairs, earlier_ones, honest_p
 from shared.datasets import Dataset
 from shared.networks import images
 
-CLOSE = 3.0
+CLOSE = 0.15
 
 
 @pytest.fixture(autouse=True)
@@ -38,9 +38,9 @@ def clothes(seed: int, count: int = 400) -> Dataset:
 
 
 def lengths(pairs: Pairs) -> np.ndarray:
-    """L2 length of each pair's difference, pixels in [0, 1]."""
+    """Root mean square of each pair's difference, pixels in [0, 1]."""
     halves = pairs.astype(float) / 255
-    return np.asarray(np.linalg.norm((halves[:, :1] - halves[:, 1:]).reshape(len(pairs), -1), axis=1))
+    return np.asarray(np.sqrt(np.square(halves[:, :1] - halves[:, 1:]).mean(axis=(1, 2, 3))))
 
 
 @pytest.mark.parametrize("make", [honest_pairs, crafted_pairs])
@@ -60,6 +60,11 @@ def test_crafted_pairs_are_of_every_strength() -> None:
     largest = np.abs(pairs[:, :1] - pairs[:, 1:]).max(axis=(1, 2, 3))
     assert np.quantile(largest, 0.05) <= 4
     assert np.quantile(largest, 0.95) >= 25
+
+
+def test_data_of_which_no_two_images_are_ever_close_is_refused() -> None:
+    with pytest.raises(ValueError, match="no two images were close"):
+        honest_pairs(clothes(1, 50), 10, 1e-9, 1)
 
 
 def test_an_image_is_paired_with_the_nearest_before_it() -> None:
