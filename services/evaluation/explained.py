@@ -82,7 +82,9 @@ def _differences(
         axis.set_yticks(range(len(everyone)), [name for name, _ in everyone], fontsize=7)
         axis.invert_yaxis()
         axis.set_xlabel("log-odds that an image is crafted: median, and 5% to 95% of the account's queries")
-    caption = "Honest accounts differ from each other (blue); one threshold for all would hurt some. Attackers in orange."
+    caption = (
+        "Honest accounts differ from each other (blue); one threshold for all would hurt some. Attackers in orange."
+    )
     return Picture(file, caption)
 
 

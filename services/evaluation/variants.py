@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,10 +40,13 @@ def with_adversarial_positives(context: Context) -> Bundle:
     shape, classes = shape_of(data), len(model.classes)
     victim = bundle_network(bundle, "victim", ARCHITECTURES[model.architecture](shape, classes))
     epochs, contrastive = context.sizes.encoder_epochs
+    checkpoints = folder.with_suffix(".checkpoints")
     encoder = train_similarity(
-        data, classes, epochs, contrastive, bundle.manifest.seed + 2, context.progress, folder / "checkpoints", victim
+        data, classes, epochs, contrastive, bundle.manifest.seed + 2, context.progress, checkpoints, victim
     )
     names = [name.removesuffix(".safetensors") for name in bundle.manifest.files]
     files = {name: bundle.tensors(name) for name in names}
     manifest = bundle.manifest.model_dump(mode="json", by_alias=True, exclude={"format", "files"})
-    return write_bundle(folder, manifest, {**files, "similarity": network_tensors(encoder)})
+    made = write_bundle(folder, manifest, {**files, "similarity": network_tensors(encoder)})
+    shutil.rmtree(checkpoints)
+    return made
