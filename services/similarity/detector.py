@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -44,6 +45,19 @@ def coarse(inputs: NDArray[np.uint8]) -> NDArray[np.float32]:
     return thumbnails(inputs, COARSE).astype(np.float32)
 
 
+@cache
+def _cells(shape: tuple[int, ...]) -> int:
+    """How many cells `coarse` makes of an input of that shape; every new account asks."""
+    return int(coarse(np.zeros((1, *shape), dtype=np.uint8)).shape[1])
+
+
+def distances(inputs: NDArray[np.uint8], earlier: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """[n], L2 distance of each of [n, ...] inputs to its earlier one, pixels in [0, 1]."""
+    change = (inputs.astype(np.int32) - earlier).reshape(len(inputs), -1)
+    lengths: NDArray[np.float64] = np.sqrt(np.square(change).sum(axis=1)) / 255.0
+    return lengths
+
+
 class SimilarityMemory(Memory):
     """Feature vectors, and the latest inputs with their answers, of one account.
 
@@ -63,7 +77,7 @@ class SimilarityMemory(Memory):
         self.inputs = Rows(layouts["inputs"])
         self.logits = Rows(layouts["logits"])
         self.vector_index = NeighbourIndex(layouts["vectors"].shape[0])
-        self.input_index = NeighbourIndex(coarse(np.zeros((1, *shape), dtype=np.uint8)).shape[1])
+        self.input_index = NeighbourIndex(_cells(shape))
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The count and the latest values."""
@@ -99,12 +113,12 @@ class SimilarityDetector(Detector[SimilarityMemory]):
     """Counts similar pairs; 50 condemn an account.
 
     A pair is a query and its nearest earlier one of the account, closer than delta in the encoder's space. Beside it,
-    as evidence: *steepness*, the change of the centred logits over the change of the input from
-    the nearest earlier input of the latest `window` (crafted queries follow the gradient, photographs do not), once
-    over all and once where that input is close; where it is close, the log-odds that the query is a *perturbed* copy of
-    it and not another photograph; the distance to the honest reference, the k-th nearest of a fixed set of honest
-    images in the reference encoder's space; that encoder's log-odds of a crafted image; and how rare these are and the
-    model's own doubt (TMSP), added: an honest image may look crafted, or be hard to recognise, and is hardly ever both.
+    as evidence: *steepness*, the change of the centred logits over the change of the input from the nearest earlier
+    input of the latest `window` (crafted queries follow the gradient, photographs do not), once over all and once where
+    that input is close; where it is close, the log-odds that the query is a *perturbed* copy of it and not another
+    photograph; the distance to the honest reference, the k-th nearest of a fixed set of honest images in the reference
+    encoder's space; that encoder's log-odds of a crafted image; and how rare these are and the model's own doubt
+    (TMSP), added: an honest image may look crafted, or be hard to recognise, and is hardly ever both.
     """
 
     name: ClassVar[str] = "similarity"
@@ -224,7 +238,7 @@ class SimilarityDetector(Detector[SimilarityMemory]):
         if neighbour < 0:
             return nothing, nothing, nothing
         image, earlier = features["image"][row], memory.inputs.array[neighbour]
-        distance = float(np.sqrt(np.square(image.astype(np.int32) - earlier).sum())) / 255.0
+        distance = float(distances(image[None], earlier[None])[0])
         if not distance:  # an exact repeat that is remembered for longer than its digest
             return nothing, nothing, nothing
         rise = np.linalg.norm((features["logits"][row] - memory.logits.array[neighbour]).astype(np.float64))

@@ -92,6 +92,13 @@ def _fingerprint(splits: Splits) -> str:
     return hashlib.sha256(about + data.images.tobytes() + data.labels.tobytes()).hexdigest()[:8]
 
 
+def _keep(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write a file that is there whole or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_bytes(save(dict(arrays)))
+    partial.rename(path)
+
+
 class BundleMaker:
     """Makes a bundle step by step; what was trained before, by the same plan on the same data, is taken from `work`."""
 
@@ -121,9 +128,7 @@ class BundleMaker:
             self.progress.console.print(f"{name}: found in {path}")
             return load_network(empty, load(path.read_bytes()))
         network = train(checkpoints)
-        partial = path.with_suffix(".partial")
-        partial.write_bytes(save(network_tensors(network)))
-        partial.rename(path)
+        _keep(path, network_tensors(network))
         shutil.rmtree(checkpoints)
         return load_network(empty, network_tensors(network))
 
@@ -187,7 +192,7 @@ class BundleMaker:
     def _pairs(self) -> tuple[Pairs, Pairs]:
         """Honest and crafted ones."""
         data, plan, progress = self.splits.train, self.plan, self.progress
-        close = SimilaritySection(delta=1.0).close
+        close: float = SimilaritySection.model_fields["close"].default
         made = self._made(
             f"pairs-{plan.seed}-{plan.pairs}-{close:g}",
             lambda: {
@@ -201,9 +206,7 @@ class BundleMaker:
         """Images to learn from; what an earlier run made is taken from `work`."""
         path = self.work / f"{name}.safetensors"
         if not path.exists():
-            partial = path.with_suffix(".partial")
-            partial.write_bytes(save(dict(make())))
-            partial.rename(path)
+            _keep(path, make())
         return load(path.read_bytes())
 
     def _honest_features(self, reference: ReferenceEncoder) -> NDArray[np.float16]:

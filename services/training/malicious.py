@@ -143,12 +143,8 @@ def craft(network: nn.Module, origin: Tensor, labels: Tensor, recipe: Recipe, ra
         recipe: of each.
         random: of starts and targets.
     """
-    with torch.no_grad():
-        logits = network(origin)
-    n, classes = logits.shape
-    logits[torch.arange(n), labels] = -torch.inf
-    rank = torch.from_numpy(random.integers(0, min(3, classes - 1), n)).to(origin.device)
-    likely = logits.topk(min(3, classes - 1), dim=1).indices[torch.arange(n), rank]
+    n = len(origin)
+    likely, classes = _likely_others(network, origin, labels, random)
     noise = torch.from_numpy(random.uniform(-1, 1, origin.shape).astype(np.float32)).to(origin.device)
     current = torch.where(recipe.noisy_start, (origin + recipe.radius * noise).clamp(0, 1), origin)
     sign = torch.where(recipe.targeted, 1.0, -1.0)
@@ -166,6 +162,18 @@ def craft(network: nn.Module, origin: Tensor, labels: Tensor, recipe: Recipe, ra
     return current.detach()
 
 
+def _likely_others(
+    network: nn.Module, origin: Tensor, labels: Tensor, random: np.random.Generator
+) -> tuple[Tensor, int]:
+    """[n], for each image one of the three classes that are likeliest beside its label; and how many classes are."""
+    with torch.no_grad():
+        logits = network(origin)
+    n, classes = logits.shape
+    logits[torch.arange(n), labels] = -torch.inf
+    rank = torch.from_numpy(random.integers(0, min(3, classes - 1), n)).to(origin.device)
+    return logits.topk(min(3, classes - 1), dim=1).indices[torch.arange(n), rank], classes
+
+
 def shortest(copy: nn.Module, origin: Tensor, labels: Tensor, random: np.random.Generator) -> Tensor:
     """The nearest images that a copy takes for another class, or a little further; in [0, 1].
 
@@ -178,13 +186,8 @@ def shortest(copy: nn.Module, origin: Tensor, labels: Tensor, random: np.random.
         labels: [n], the victim's.
         random: of targets, and of how far beyond.
     """
-    with torch.no_grad():
-        logits = copy(origin)
-    rows, classes = torch.arange(len(origin)), logits.shape[1]
-    logits[rows, labels] = -torch.inf
-    rank = torch.from_numpy(random.integers(0, min(3, classes - 1), len(origin))).to(origin.device)
-    target = logits.topk(min(3, classes - 1), dim=1).indices[rows, rank]
-    change = torch.zeros_like(origin)
+    rows, change = torch.arange(len(origin)), torch.zeros_like(origin)
+    target, _ = _likely_others(copy, origin, labels, random)
     for _ in range(NEWTON_STEPS):
         current = (origin + change).detach().requires_grad_(True)
         answers = copy(current)

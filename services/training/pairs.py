@@ -6,6 +6,7 @@ Both are found as the similarity detector finds them: an image and the nearest o
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -13,9 +14,9 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from services.similarity.detector import coarse
+from services.similarity.detector import coarse, distances
 from services.training.malicious import Recipe, craft, quantised, shortest, substitutes, towards_the_border
-from shared.cameras import Camera, Images, photograph, varied_shots
+from shared.cameras import Images, photograph, varied_shots
 from shared.datasets import Dataset
 from shared.neighbours import NeighbourIndex
 from shared.networks import images
@@ -61,9 +62,8 @@ def earlier_ones(inputs: Images) -> NDArray[np.intp]:
 
 def _paired(image: Images, earlier: Images, close: float) -> Pairs:
     """Those that are close, and not the same."""
-    difference = (image.astype(np.float32) - earlier).reshape(len(image), -1) / 255.0
-    size = np.sqrt(np.square(difference).mean(axis=1))
-    near = (size > 0) & (size < close)
+    distance = distances(image, earlier)
+    near = (distance > 0) & (distance < close * np.sqrt(image[0].size))
     pairs: Pairs = np.concatenate([image[near], earlier[near]], axis=1)
     return pairs
 
@@ -162,16 +162,17 @@ def _crafted(data: Dataset, copies: Sequence[nn.Module], close: float, random: n
 
 def _one_round(copy: nn.Module, current: Images, labels: NDArray[np.int64], random: np.random.Generator) -> Images:
     before, n = images(current), len(current)
-    told, way = torch.from_numpy(labels).to(before.device), random.random()
-    if way < SHORTEST:
+    told = torch.from_numpy(labels).to(before.device)
+    way = int(np.searchsorted(np.cumsum([SHORTEST, TO_THE_BORDER, FADED]), random.random(), side="right"))
+    if way == 0:
         crafted = shortest(copy, before, told, random)
     else:
         crafted = craft(copy, before, told, Recipe.drawn(n, random, STRONGEST, WEAKEST), random)
     if random.random() < MASKED:
         crafted = before + (crafted - before) * _mask(before, crafted, random)
-    if SHORTEST <= way < SHORTEST + TO_THE_BORDER:
+    if way == 1:
         crafted = towards_the_border(copy, before, crafted, random)
-    elif SHORTEST <= way < SHORTEST + TO_THE_BORDER + FADED:
+    elif way == 2:
         share = torch.from_numpy(random.uniform(0.2, 0.9, (n, 1, 1, 1)).astype(np.float32)).to(before.device)
         crafted = before + share * (crafted - before)
     return quantised(crafted)
@@ -194,5 +195,4 @@ def _mask(before: Tensor, crafted: Tensor, random: np.random.Generator) -> Tenso
 def _blinded(crafted: Images, random: np.random.Generator) -> Images:
     if random.random() < 0.5:
         return photograph(crafted, varied_shots(len(crafted), random), random)
-    hand = Camera(shift=HAND.shift, tilt=HAND.tilt, distance=HAND.distance, noise=float(random.uniform(0.0, 0.03)))
-    return hand.photograph(crafted, random)
+    return replace(HAND, noise=float(random.uniform(0.0, 0.03))).photograph(crafted, random)

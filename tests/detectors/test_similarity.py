@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from services.similarity.detector import FEWEST_INPUTS, STATISTICS, SimilarityDetector, coarse
 from services.similarity.rarity import Rarity
-from shared.bundle import SimilaritySection
+from shared.bundle import ModelSection, SimilaritySection
 from shared.detection import Detector
 from shared.neighbours import ReferenceIndex
 from tests.support.accounts import Stream, crafted, honest
@@ -43,14 +43,11 @@ def brute_force(rows: NDArray[np.generic], row: int) -> tuple[float, int]:
     return float(distances.min()), int(distances.argmin())
 
 
-def test_pairs_are_counted_as_brute_force_counts_them(detector: SimilarityDetector, account: Stream) -> None:
-    features = detector.features(account.inputs, account.logits)
-    nearest = np.array([brute_force(features["vector"], row)[0] for row in range(len(account))])
-    delta = float(np.nanquantile(nearest, 0.4))
-    section = detector.section.model_copy(update={"delta": delta, "pairs": 30})
-    strict = SimilarityDetector(
+def remade(detector: SimilarityDetector, section: SimilaritySection, model: ModelSection) -> SimilarityDetector:
+    """The same networks with other bounds, or for inputs of another shape."""
+    return SimilarityDetector(
         section,
-        detector.model,
+        model,
         detector.similarity,
         detector.reference,
         detector.perturbation,
@@ -61,6 +58,14 @@ def test_pairs_are_counted_as_brute_force_counts_them(detector: SimilarityDetect
         detector.evidence,
         "test",
     )
+
+
+def test_pairs_are_counted_as_brute_force_counts_them(detector: SimilarityDetector, account: Stream) -> None:
+    features = detector.features(account.inputs, account.logits)
+    nearest = np.array([brute_force(features["vector"], row)[0] for row in range(len(account))])
+    delta = float(np.nanquantile(nearest, 0.4))
+    section = detector.section.model_copy(update={"delta": delta, "pairs": 30})
+    strict = remade(detector, section, detector.model)
     state, similar = strict.initial(), 0
     for row in range(len(account)):
         state, observation = strict.step(state, features, np.array([row]))
@@ -110,15 +115,11 @@ def test_the_nearest_input_by_thumbnails_is_a_small_perturbations_origin(detecto
 
 def test_of_large_inputs_fewer_are_kept(detector: SimilarityDetector) -> None:
     def kept(shape: tuple[int, int, int]) -> int:
-        section = SimilaritySection(delta=1.0)
         model = detector.model.model_copy(update={"input_shape": shape})
-        arguments = (
-            detector.similarity, detector.reference, detector.perturbation, np.zeros((20, 128), dtype=np.float32),
-            detector.temperature, detector.unsure, detector.crafted, detector.evidence, "test",
-        )  # fmt: skip
-        return SimilarityDetector(section, model, *arguments).layouts()["inputs"].capacity
+        return remade(detector, section, model).layouts()["inputs"].capacity
 
-    whole, limit = SimilaritySection(delta=1.0).window, SimilaritySection(delta=1.0).window_bytes
+    section = SimilaritySection(delta=1.0)
+    whole, limit = section.window, section.window_bytes
     assert kept((1, 28, 28)) == whole
     assert FEWEST_INPUTS < kept((3, 64, 64)) == limit // (3 * 64 * 64) < whole
     assert kept((3, 1024, 1024)) == FEWEST_INPUTS
