@@ -36,9 +36,11 @@ class Sizes:
         weights: of Cloudleak's triplet loss.
         seed_counts: natural images that the attacks start from.
         crafted: queries of an attack after its seeds.
-        long_crafted: the same where accounts are counted.
+        long_crafted: the same where single queries are judged.
+        counted_crafted: the same where accounts are counted.
         honest_accounts: of the whole population.
         honest_queries: of each.
+        lives: further accounts of the whole population, and queries of each: many short ones, a few long ones.
         samples: images of each kind where single queries are judged.
         drawn_accounts: of the pictures that explain, and of drifting cameras; of each kind.
         drawn_queries: of each of the first.
@@ -56,8 +58,10 @@ class Sizes:
     seed_counts: Sequence[int] = (50, 150, 500)
     crafted: int = 600
     long_crafted: int = 2_000
+    counted_crafted: int = 1_200
     honest_accounts: int = 308
     honest_queries: int = 10_000
+    lives: Sequence[tuple[int, int]] = ((2_002, 1_000), (14, 50_000))
     samples: int = 2_000
     drawn_accounts: int = 2
     drawn_queries: int = 400
@@ -69,9 +73,10 @@ class Sizes:
 
 
 QUICK = Sizes(
-    seeds=(1,), radii=(0.1,), weights=(30.0,), seed_counts=(50,), crafted=60, long_crafted=200, honest_accounts=14,
-    honest_queries=80, samples=200, drawn_accounts=1, drawn_queries=60, kinds_left_out=1, held=(28, 50), processes=1,
-    digits=replace(QUICK_PLAN, architecture="lenet5"), encoder_epochs=(1, 1),
+    seeds=(1,), radii=(0.1,), weights=(30.0,), seed_counts=(50,), crafted=60, long_crafted=200, counted_crafted=200,
+    honest_accounts=14, honest_queries=80, lives=((14, 60), (14, 100)), samples=200, drawn_accounts=1, drawn_queries=60,
+    kinds_left_out=1, held=(28, 50), processes=1, digits=replace(QUICK_PLAN, architecture="lenet5"),
+    encoder_epochs=(1, 1),
 )  # fmt: skip
 """Minutes, to see that everything runs; its numbers say little."""
 
@@ -150,7 +155,15 @@ class Context:
 
     def traces(self, accounts: Sequence[Recordable], label: str) -> list[Traces]:
         """The accounts in the eyes of every detector."""
-        return Tracer(self.bundle, self.trace_cache, self.progress, self.sizes.processes).trace(accounts, label)
+        return self._tracer.trace(accounts, label)
+
+    def trace_files(self, accounts: Sequence[Recordable], label: str) -> list[Path]:
+        """As `traces`, but where `read_traces` finds each: many long accounts fit no memory."""
+        return self._tracer.files(accounts, label)
+
+    @cached_property
+    def _tracer(self) -> Tracer:
+        return Tracer(self.bundle, self.trace_cache, self.progress, self.sizes.processes)
 
     @property
     def trace_cache(self) -> Path:

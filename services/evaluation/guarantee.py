@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from services.evaluation.context import Context
 from services.evaluation.drawing import HONEST, NEUTRAL, drawn
 from services.evaluation.figures import Finding
-from services.evaluation.report import Picture, Study, Table
+from services.evaluation.report import Cell, Picture, Study, Table
 from services.evaluation.verdicts import Judge, first_alarm
 from services.training.calibration import confidence_interval, pooled_models
 from services.training.calibrator import STATISTICS, Calibrator, Rates
-from services.training.tracing import HonestPlan, Trace, Traces, honest_plans
+from services.training.tracing import HonestPlan, Trace, Traces, honest_plans, in_processes, read_traces
+from shared.bundle import Bundle, Manifest
 from shared.cameras import Camera, Images, photograph, shots_of
 from shared.datasets import Dataset
 from shared.detection import Statistic
@@ -45,52 +50,88 @@ class Judged:
     alarm: int | None
 
 
-def judged(judge: Judge, plans: Sequence[HonestPlan], accounts: Sequence[Traces]) -> list[Judged]:
-    """The accounts before the judge."""
+def judged(judge: Judge, plans: Sequence[HonestPlan], files: Sequence[Path]) -> list[Judged]:
+    """The accounts, by the files of their traces, before the judge."""
     found = []
     for start in range(0, len(plans), ACCOUNTS_AT_ONCE):
         part = slice(start, start + ACCOUNTS_AT_ONCE)
-        for plan, account, path in zip(plans[part], accounts[part], judge.paths(accounts[part]), strict=True):
+        accounts = [read_traces(file) for file in files[part]]
+        for plan, account, path in zip(plans[part], accounts, judge.paths(accounts), strict=True):
             alarm = first_alarm(path, account, judge.log_threshold)
             found.append(Judged(plan.kind, float(path.max(initial=0.0)), alarm))
     return found
 
 
-Population = Sequence[tuple[HonestPlan, Traces]]
+def alarmed_of(found: Sequence[Judged]) -> int:
+    """How many accounts alarm."""
+    return sum(one.alarm is not None for one in found)
 
 
-def calibration_accounts(context: Context) -> tuple[Population, Population]:
-    """The accounts that the bundle was calibrated on, and those that had the last word."""
-    accounts, held = context.populations()
-    return (
-        list(zip(accounts, context.traces(accounts, "calibration accounts: detectors"), strict=True)),
-        list(zip(held, context.traces(held, "holdout accounts: detectors"), strict=True)),
-    )
+# ---- calibrated without a kind ----
+
+Files = Sequence[tuple[HonestPlan, Path]]
+"""Accounts and the files of their traces."""
 
 
-def without_kind(context: Context, accounts: Population, held: Population, kind: str) -> Judge:
-    """A judge that was calibrated as the bundle was, but on no account of one kind."""
-    manifest = context.bundle.manifest
-    tmsp = {"temperature": manifest.tmsp.temperature, "lambda": manifest.tmsp.lambda_}
-    calibrator = Calibrator(Rates(), tmsp, manifest.likelihood.data_variance, manifest.seed + 30)
-    kept = [[traces for plan, traces in part if plan.kind != kind] for part in (accounts, held)]
-    found = calibrator.calibrate(*kept)
-    return Judge(found.models, float(found.sections["evidence"]["log_threshold"]))
+class _Worker:
+    """What each process holds that calibrates without a kind."""
+
+    manifest: ClassVar[Manifest]
+    populations: ClassVar[tuple[list[tuple[str, Traces]], ...]] = ()
+
+    @classmethod
+    def load(cls, folder: Path, populations: Sequence[Sequence[tuple[str, Path]]]) -> None:
+        torch.set_num_threads(1)
+        cls.manifest = Bundle.load(folder).manifest
+        cls.populations = tuple([(kind, read_traces(file)) for kind, file in part] for part in populations)
+
+    @classmethod
+    def judge(cls, kind: str, accounts: Files) -> list[Judged]:
+        """Calibrates as the bundle was calibrated, but on no account of one kind, and judges accounts."""
+        manifest = cls.manifest
+        tmsp = {"temperature": manifest.tmsp.temperature, "lambda": manifest.tmsp.lambda_}
+        calibrator = Calibrator(Rates(), tmsp, manifest.likelihood.data_variance, manifest.seed + 30)
+        known, held = ([traces for name, traces in part if name != kind] for part in cls.populations)
+        found = calibrator.calibrate(known, held)
+        judge = Judge(found.models, float(found.sections["evidence"]["log_threshold"]))
+        plans, files = zip(*accounts, strict=True)
+        return judged(judge, plans, files)
+
+
+def _unseen(context: Context, populations: Sequence[Files], accounts: Files) -> dict[str, tuple[int, int]]:
+    """For each kind, how many of its accounts alarm, of how many, where calibration has not seen the kind."""
+    kinds = [kind.__name__ for kind in KINDS][: context.sizes.kinds_left_out]
+    task = context.progress.add_task("calibrating without a kind", total=len(kinds))
+    named = [[(plan.kind, file) for plan, file in part] for part in populations]
+    work = [(kind, [(plan, file) for plan, file in accounts if plan.kind == kind]) for kind in kinds]
+    start = partial(_Worker.load, context.bundle.folder, named)
+    found = {}
+    results = in_processes(_Worker.judge, work, start, context.sizes.processes)
+    for kind, verdicts in zip(kinds, results, strict=True):
+        found[kind] = (alarmed_of(verdicts), len(verdicts))
+        context.progress.advance(task)
+    return found
+
+
+# ---- the studies ----
 
 
 def study(context: Context) -> Study:
     """The share of honest accounts that alarm, against what was promised."""
     sizes = context.sizes
     plans = honest_plans(context.splits.test, sizes.honest_accounts, sizes.honest_queries, POPULATION_SEED)
-    accounts = context.traces(plans, "honest population: detectors")
-    found = judged(context.judge, plans, accounts)
-    populations_of_bundle = calibration_accounts(context)
-    unseen = _unseen(context, populations_of_bundle, plans, accounts)
+    files = context.trace_files(plans, "honest population: detectors")
+    found = judged(context.judge, plans, files)
+    calibration, held = (
+        list(zip(population, context.trace_files(population, f"{name} accounts: detectors"), strict=True))
+        for population, name in zip(context.populations(), ("calibration", "holdout"), strict=True)
+    )
+    unseen = _unseen(context, (calibration, held), list(zip(plans, files, strict=True)))
     drift = honest_plans(
         context.splits.test, 5 * sizes.drawn_accounts, sizes.honest_queries, POPULATION_SEED + 1, (drifting,)
     )
-    drifted = judged(context.judge, drift, context.traces(drift, "drifting accounts: detectors"))
-    alarmed = sum(one.alarm is not None for one in found)
+    drifted = judged(context.judge, drift, context.trace_files(drift, "drifting accounts: detectors"))
+    alarmed = alarmed_of(found)
     lower, upper = confidence_interval(alarmed, len(found))
     worst, (worst_alarmed, worst_of) = max(unseen.items(), key=lambda item: item[1][0] / item[1][1])
     evidence = context.bundle.manifest.evidence
@@ -103,7 +144,7 @@ def study(context: Context) -> Study:
         f"{100 * lower:.2f} to {100 * upper:.2f}). Each kind is also judged by a calibration that has not seen it.",
         tables=[
             _by_kind(found, unseen, drifted),
-            _uniformity(context, [traces for _, traces in populations_of_bundle[0]], accounts),
+            _uniformity(context, [read_traces(file) for _, file in calibration], files),
         ],
         pictures=[_picture(context, found)],
         findings=[
@@ -117,27 +158,40 @@ def study(context: Context) -> Study:
     )
 
 
-def _unseen(
-    context: Context,
-    populations_of_bundle: tuple[Population, Population],
-    plans: Sequence[HonestPlan],
-    accounts: Sequence[Traces],
-) -> dict[str, tuple[int, int]]:
-    """For each kind, how many of its accounts alarm, of how many, where calibration has not seen the kind."""
-    kinds = [kind.__name__ for kind in KINDS][: context.sizes.kinds_left_out]
-    task = context.progress.add_task("calibrating without a kind", total=len(kinds))
-    found = {}
-    for kind in kinds:
-        judge = without_kind(context, *populations_of_bundle, kind)
-        rows = [row for row, plan in enumerate(plans) if plan.kind == kind]
-        verdicts = judged(judge, [plans[row] for row in rows], [accounts[row] for row in rows])
-        found[kind] = (sum(one.alarm is not None for one in verdicts), len(verdicts))
-        context.progress.advance(task)
-    return found
+def lives(context: Context) -> Study:
+    """The same of more accounts than can be followed for long, and for longer than many can be followed."""
+    rows: list[list[Cell]] = []
+    for number, (accounts, queries) in enumerate(context.sizes.lives):
+        plans = honest_plans(context.splits.test, accounts, queries, POPULATION_SEED + 2 + number)
+        label = f"{accounts:,} accounts of {queries:,} queries: detectors"
+        found = judged(context.judge, plans, context.trace_files(plans, label))
+        alarmed, loudest = alarmed_of(found), max(found, key=lambda one: one.largest)
+        lower, upper = confidence_interval(alarmed, len(found))
+        limits = f"{100 * lower:.2f} to {100 * upper:.2f}"
+        power = loudest.largest / np.log(10)
+        rows.append([accounts, queries, accounts * queries, alarmed, limits, power, loudest.kind.replace("_", " ")])
+    threshold = context.bundle.manifest.evidence.log_threshold / np.log(10)
+    return Study(
+        name="lives",
+        title="How many honest accounts are hurt, by how long they live",
+        text="Further accounts of every kind in turn, on images that neither training nor calibration has seen: many "
+        f"that are short, a few that are long. The threshold is 10^{threshold:.1f}. [guarantee](guarantee.md) has the "
+        "accounts between, by kind.",
+        tables=[
+            Table(
+                "By length",
+                [
+                    "accounts", "queries of each", "queries", "alarmed", "95% limits, %",
+                    "largest evidence, power of ten", "of an account of kind",
+                ],
+                rows,
+            )
+        ],
+    )  # fmt: skip
 
 
 def _by_kind(found: Sequence[Judged], unseen: dict[str, tuple[int, int]], drifted: Sequence[Judged]) -> Table:
-    rows: list[list[str | int | float | None]] = []
+    rows: list[list[Cell]] = []
     for kind in (*(kind.__name__ for kind in KINDS), "drifting"):
         mine = [one for one in (*found, *drifted) if one.kind == kind]
         alarmed = sum(one.alarm is not None for one in mine)
@@ -162,14 +216,17 @@ def p_values(model: EvidenceModel, statistics: Sequence[Statistic], seen: Trace)
     return np.where(ranks < 0, np.nan, model.tails[ranks])
 
 
-def _uniformity(context: Context, calibrated: Sequence[Traces], accounts: Sequence[Traces]) -> Table:
+def _uniformity(context: Context, calibrated: Sequence[Traces], files: Sequence[Path]) -> Table:
     """Fresh honest p-values: pooled over accounts they are uniform if calibration is sound; single accounts are not."""
-    rows: list[list[str | int | float | None]] = []
+    rows: list[list[Cell]] = []
     models = pooled_models(STATISTICS, calibrated)
+    values: dict[str, list[NDArray[np.float64]]] = {detector: [] for detector in STATISTICS}
+    for account in map(read_traces, files):
+        for detector, statistics in STATISTICS.items():
+            values[detector].append(p_values(models[detector], statistics, account[detector]))
     for detector, statistics in STATISTICS.items():
-        values = [p_values(models[detector], statistics, account[detector]) for account in accounts]
         for number, statistic in enumerate(statistics):
-            columns = [v[:, number][np.isfinite(v[:, number])] for v in values]
+            columns = [v[:, number][np.isfinite(v[:, number])] for v in values[detector]]
             columns = [column for column in columns if len(column) >= 100]
             if not columns:
                 continue

@@ -23,6 +23,7 @@ STUDIES: Mapping[str, Callable[[Context], Study]] = MappingProxyType(
         "recall": recall.study,
         "blinded": blinded.study,
         "guarantee": guarantee.study,
+        "lives": guarantee.lives,
         "explained": explained.study,
         "amao": amao.study,
         "berkeley": lambda context: berkeley.study(context, {"adversarial": with_adversarial_positives(context)}),

@@ -214,6 +214,11 @@ class Loot:
             self.progress(self.report)
 
 
+UNSPENT = 0.02
+"""Share of a budget that is not worth another round: where a filter lets few questions pass, a copy would be trained
+anew for ever fewer of them."""
+
+
 class Attack(ABC):
     """A learning-based extraction attack."""
 
@@ -234,7 +239,7 @@ class Attack(ABC):
         yardstick: Yardstick | None = None,
         progress: Progress = lambda report: None,
     ) -> AttackReport:
-        """Attack until the budget or the account ends.
+        """Attack until the budget, but for `UNSPENT` of it, or the account ends.
 
         Args:
             victim: asked as it is, or through a route.
@@ -246,7 +251,7 @@ class Attack(ABC):
         route = victim if isinstance(victim, Route) else Account(victim)
         loot = Loot(route, budget, random, self.request_rows, AttackReport(self.name), progress)
         substitute: Substitute | None = None
-        while loot.left:
+        while loot.left > UNSPENT * budget:
             before = loot.report.queries
             loot.query(self.questions(loot, substitute))
             if loot.report.queries == before:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from services.similarity.detector import coarse, distances
 from services.training.malicious import Recipe, craft, quantised, shortest, substitutes, towards_the_border
 from shared.cameras import Images, photograph, varied_shots
-from shared.datasets import Dataset
+from shared.datasets import Dataset, DatasetError
 from shared.neighbours import NeighbourIndex
 from shared.networks import images
 from shared.population import HAND, draw_account
@@ -72,7 +72,7 @@ def _collected(parts: Iterator[Pairs], count: int, label: str, progress: Progres
     """The first `count` pairs of many parts.
 
     Raises:
-        ValueError: there are none.
+        DatasetError: there are none.
     """
     task = progress.add_task(label, total=count) if progress else None
     found: list[Pairs] = []
@@ -82,7 +82,10 @@ def _collected(parts: Iterator[Pairs], count: int, label: str, progress: Progres
         made += len(found[-1])
         fruitless = 0 if len(found[-1]) else fruitless + 1
         if fruitless == PATIENCE:
-            raise ValueError(f"{label}: of the last {PATIENCE} batches no two images were close")
+            raise DatasetError(
+                f"{label}: of the last {PATIENCE} batches no two images were close, though cameras and hands vary "
+                "little: are the images noise, or cut in other places each time?"
+            )
         if progress and task is not None:
             progress.update(task, completed=min(made, count))
     return np.concatenate(found)[:count]
@@ -97,6 +100,9 @@ def honest_pairs(data: Dataset, count: int, close: float, seed: int, progress: P
         close: root mean square difference of pixels in [0, 1] under which two images are a pair.
         seed: everything that is drawn is a function of it.
         progress: shows a bar.
+
+    Raises:
+        DatasetError: no two images are ever so close.
     """
     return _collected(_honest(data, close, seed), count, "honest pairs", progress)
 
@@ -135,6 +141,9 @@ def crafted_pairs(data: Dataset, count: int, close: float, seed: int, progress: 
         close: root mean square difference of pixels in [0, 1] under which two images are a pair.
         seed: everything that is drawn is a function of it.
         progress: shows a bar.
+
+    Raises:
+        DatasetError: no two images are ever so close.
     """
     random = np.random.default_rng(seed)
     copies = substitutes(data, random, seed, progress)

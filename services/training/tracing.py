@@ -10,13 +10,13 @@ import hashlib
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVarTuple
+from typing import Any, ClassVar, Protocol, TypeVar, TypeVarTuple
 
 import numpy as np
 import torch
@@ -193,8 +193,9 @@ def _file(traces: Traces) -> bytes:
     return save(values | news | {f"{name}/rows": seen.rows for name, seen in traces.items()})
 
 
-def _traces(file: bytes) -> Traces:
-    arrays = load(file)
+def read_traces(path: Path) -> Traces:
+    """What `Tracer` kept of one account."""
+    arrays = load(path.read_bytes())
     names = {key.split("/")[0] for key in arrays}
     parts = ("values", "rows", "news")
     return {name: Trace(*(arrays[f"{name}/{part}"] for part in parts)) for name in sorted(names)}
@@ -228,18 +229,20 @@ class _Worker:
 
 
 Arguments = TypeVarTuple("Arguments")
+Result = TypeVar("Result")
 
 
 def in_processes(
-    function: Callable[[*Arguments], None],
+    function: Callable[[*Arguments], Result],
     work: Sequence[tuple[*Arguments]],
     start: Callable[[], None],
     processes: int | None = None,
-) -> Iterator[None]:
-    """Call a function with each of many arguments, in processes of one thread each; yields as calls end, in order.
+) -> Iterator[Result]:
+    """Call a function with each of many arguments, in processes of one thread each; yields results as they come, in
+    order.
 
     Args:
-        function: picklable, as are its arguments.
+        function: picklable, as are its arguments and what it returns.
         work: arguments of each call.
         start: called once in each process before.
         processes: 1 for this one; a process a core where None.
@@ -248,8 +251,7 @@ def in_processes(
     if workers == 1:
         start()
         for arguments in work:
-            function(*arguments)
-            yield
+            yield function(*arguments)
         return
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=start) as pool:
         with _deaf_children():
@@ -297,10 +299,10 @@ class Tracer:
 
     def trace(self, accounts: Sequence[Recordable], label: str) -> list[Traces]:
         """The accounts in the eyes of every detector, in their order."""
-        return list(self.traces(accounts, label))
+        return [read_traces(file) for file in self.files(accounts, label)]
 
-    def traces(self, accounts: Sequence[Recordable], label: str) -> Iterable[Traces]:
-        """As `trace`, read one by one: many long accounts fit no memory."""
+    def files(self, accounts: Sequence[Recordable], label: str) -> list[Path]:
+        """As `trace`, but where `read_traces` finds each: many long accounts fit no memory."""
         paths = [self._folder / f"{account.key}.safetensors" for account in accounts]
         missing = [(account, path) for account, path in zip(accounts, paths, strict=True) if not path.exists()]
         if missing:
@@ -308,5 +310,4 @@ class Tracer:
             start = partial(_Worker.load, self._bundle.folder)
             for _ in in_processes(_Worker.trace, missing, start, self._processes):
                 self._progress.advance(task)
-        for path in paths:
-            yield _traces(path.read_bytes())
+        return paths

@@ -14,7 +14,7 @@ from rich.progress import Progress
 from services.training import malicious
 from services.training.networks import train_perturbation
 from services.training.pairs import Pairs, crafted_pairs, earlier_ones, honest_pairs
-from shared.datasets import Dataset
+from shared.datasets import Dataset, DatasetError
 from shared.networks import images
 
 CLOSE = 0.15
@@ -63,7 +63,7 @@ def test_crafted_pairs_are_of_every_strength() -> None:
 
 
 def test_data_of_which_no_two_images_are_ever_close_is_refused() -> None:
-    with pytest.raises(ValueError, match="no two images were close"):
+    with pytest.raises(DatasetError, match="no two images were close"):
         honest_pairs(clothes(1, 50), 10, 1e-9, 1)
 
 

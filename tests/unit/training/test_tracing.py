@@ -12,8 +12,8 @@ from services.tmsp.detector import TmspDetector
 from services.training.tracing import (
     Recording,
     Tracer,
-    _traces,
     honest_plans,
+    read_traces,
     trace,
     traced_by,
 )
@@ -94,4 +94,4 @@ def test_a_kept_trace_is_read_and_not_made_again(tmp_path: Path, recording: Reco
     kept.write_bytes(_file({"tmsp": trace(detector(), recording)}))
     (found,) = tracer.trace([recording], "recordings")
     np.testing.assert_array_equal(found["tmsp"].values, trace(detector(), recording).values)
-    assert _traces(kept.read_bytes()).keys() == {"tmsp"}
+    assert read_traces(kept).keys() == {"tmsp"}
