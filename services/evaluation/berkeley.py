@@ -229,7 +229,7 @@ def study(context: Context, others: Mapping[str, Bundle] = MappingProxyType({}))
             Finding(
                 "false-alarms",
                 100 * alarmed.rate,
-                f"evidence of all detectors, kind {worst}: {len(alarmed.alarms)} alarms in {alarmed.queries:,} queries",
+                f"{EVIDENCE}, kind {worst}: {len(alarmed.alarms)} alarms in {alarmed.queries:,} queries",
             ),
         ],
         data={
@@ -245,7 +245,7 @@ def study(context: Context, others: Mapping[str, Bundle] = MappingProxyType({}))
 
 def _finding(name: str, attack: str, scheme: str, by_all: Accounts, by_pairs: Accounts, more: str = "") -> Finding:
     found, pairs = by_all.of(attack, scheme), by_pairs.of(attack, scheme)
-    spread = f"{more}evidence of all detectors, {seeds_in_words(found, 0)}; {PAIRS} alone {mean_and_spread(pairs, 0)}"
+    spread = f"{more}{EVIDENCE}, {seeds_in_words(found, 0)}; {PAIRS} alone {mean_and_spread(pairs, 0)}"
     return Finding(name, float(np.mean(found)), spread)
 
 

@@ -74,7 +74,7 @@ class Sizes:
 
 QUICK = Sizes(
     seeds=(1,), radii=(0.1,), weights=(30.0,), seed_counts=(50,), crafted=60, long_crafted=200, counted_crafted=200,
-    honest_accounts=14, honest_queries=80, lives=((14, 60), (14, 100)), samples=200, drawn_accounts=1, drawn_queries=60,
+    honest_accounts=14, honest_queries=80, lives=((2, 60), (1, 100)), samples=200, drawn_accounts=1, drawn_queries=60,
     kinds_left_out=1, held=(28, 50), processes=1, digits=replace(QUICK_PLAN, architecture="lenet5"),
     encoder_epochs=(1, 1),
 )  # fmt: skip

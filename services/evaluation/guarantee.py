@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from services.evaluation.context import Context
@@ -50,15 +49,23 @@ class Judged:
     alarm: int | None
 
 
-def judged(judge: Judge, plans: Sequence[HonestPlan], files: Sequence[Path]) -> list[Judged]:
-    """The accounts, by the files of their traces, before the judge."""
+Followed = Sequence[tuple[str, Path]]
+"""Accounts: each one's kind, and the file of its traces."""
+
+
+def _followed(context: Context, plans: Sequence[HonestPlan], label: str) -> Followed:
+    files = context.trace_files(plans, label)
+    return [(plan.kind, file) for plan, file in zip(plans, files, strict=True)]
+
+
+def judged(judge: Judge, accounts: Followed) -> list[Judged]:
+    """The accounts before the judge."""
     found = []
-    for start in range(0, len(plans), ACCOUNTS_AT_ONCE):
-        part = slice(start, start + ACCOUNTS_AT_ONCE)
-        accounts = [read_traces(file) for file in files[part]]
-        for plan, account, path in zip(plans[part], accounts, judge.paths(accounts), strict=True):
+    for start in range(0, len(accounts), ACCOUNTS_AT_ONCE):
+        part = [(kind, read_traces(file)) for kind, file in accounts[start : start + ACCOUNTS_AT_ONCE]]
+        for (kind, account), path in zip(part, judge.paths([account for _, account in part]), strict=True):
             alarm = first_alarm(path, account, judge.log_threshold)
-            found.append(Judged(plan.kind, float(path.max(initial=0.0)), alarm))
+            found.append(Judged(kind, float(path.max(initial=0.0)), alarm))
     return found
 
 
@@ -69,9 +76,6 @@ def alarmed_of(found: Sequence[Judged]) -> int:
 
 # ---- calibrated without a kind ----
 
-Files = Sequence[tuple[HonestPlan, Path]]
-"""Accounts and the files of their traces."""
-
 
 class _Worker:
     """What each process holds that calibrates without a kind."""
@@ -80,31 +84,27 @@ class _Worker:
     populations: ClassVar[tuple[list[tuple[str, Traces]], ...]] = ()
 
     @classmethod
-    def load(cls, folder: Path, populations: Sequence[Sequence[tuple[str, Path]]]) -> None:
-        torch.set_num_threads(1)
+    def load(cls, folder: Path, populations: Sequence[Followed]) -> None:
         cls.manifest = Bundle.load(folder).manifest
         cls.populations = tuple([(kind, read_traces(file)) for kind, file in part] for part in populations)
 
     @classmethod
-    def judge(cls, kind: str, accounts: Files) -> list[Judged]:
+    def judge(cls, kind: str, accounts: Followed) -> list[Judged]:
         """Calibrates as the bundle was calibrated, but on no account of one kind, and judges accounts."""
         manifest = cls.manifest
         tmsp = {"temperature": manifest.tmsp.temperature, "lambda": manifest.tmsp.lambda_}
         calibrator = Calibrator(Rates(), tmsp, manifest.likelihood.data_variance, manifest.seed + 30)
         known, held = ([traces for name, traces in part if name != kind] for part in cls.populations)
         found = calibrator.calibrate(known, held)
-        judge = Judge(found.models, float(found.sections["evidence"]["log_threshold"]))
-        plans, files = zip(*accounts, strict=True)
-        return judged(judge, plans, files)
+        return judged(Judge(found.models, float(found.sections["evidence"]["log_threshold"])), accounts)
 
 
-def _unseen(context: Context, populations: Sequence[Files], accounts: Files) -> dict[str, tuple[int, int]]:
+def _unseen(context: Context, populations: Sequence[Followed], accounts: Followed) -> dict[str, tuple[int, int]]:
     """For each kind, how many of its accounts alarm, of how many, where calibration has not seen the kind."""
     kinds = [kind.__name__ for kind in KINDS][: context.sizes.kinds_left_out]
     task = context.progress.add_task("calibrating without a kind", total=len(kinds))
-    named = [[(plan.kind, file) for plan, file in part] for part in populations]
-    work = [(kind, [(plan, file) for plan, file in accounts if plan.kind == kind]) for kind in kinds]
-    start = partial(_Worker.load, context.bundle.folder, named)
+    work = [(kind, [account for account in accounts if account[0] == kind]) for kind in kinds]
+    start = partial(_Worker.load, context.bundle.folder, populations)
     found = {}
     results = in_processes(_Worker.judge, work, start, context.sizes.processes)
     for kind, verdicts in zip(kinds, results, strict=True):
@@ -120,17 +120,16 @@ def study(context: Context) -> Study:
     """The share of honest accounts that alarm, against what was promised."""
     sizes = context.sizes
     plans = honest_plans(context.splits.test, sizes.honest_accounts, sizes.honest_queries, POPULATION_SEED)
-    files = context.trace_files(plans, "honest population: detectors")
-    found = judged(context.judge, plans, files)
-    calibration, held = (
-        list(zip(population, context.trace_files(population, f"{name} accounts: detectors"), strict=True))
-        for population, name in zip(context.populations(), ("calibration", "holdout"), strict=True)
-    )
-    unseen = _unseen(context, (calibration, held), list(zip(plans, files, strict=True)))
+    population = _followed(context, plans, "honest population: detectors")
+    found = judged(context.judge, population)
+    calibration_plans, held_plans = context.populations()
+    calibration = _followed(context, calibration_plans, "calibration accounts: detectors")
+    held = _followed(context, held_plans, "holdout accounts: detectors")
+    unseen = _unseen(context, (calibration, held), population)
     drift = honest_plans(
         context.splits.test, 5 * sizes.drawn_accounts, sizes.honest_queries, POPULATION_SEED + 1, (drifting,)
     )
-    drifted = judged(context.judge, drift, context.trace_files(drift, "drifting accounts: detectors"))
+    drifted = judged(context.judge, _followed(context, drift, "drifting accounts: detectors"))
     alarmed = alarmed_of(found)
     lower, upper = confidence_interval(alarmed, len(found))
     worst, (worst_alarmed, worst_of) = max(unseen.items(), key=lambda item: item[1][0] / item[1][1])
@@ -144,7 +143,7 @@ def study(context: Context) -> Study:
         f"{100 * lower:.2f} to {100 * upper:.2f}). Each kind is also judged by a calibration that has not seen it.",
         tables=[
             _by_kind(found, unseen, drifted),
-            _uniformity(context, [read_traces(file) for _, file in calibration], files),
+            _uniformity(context, calibration, population),
         ],
         pictures=[_picture(context, found)],
         findings=[
@@ -164,7 +163,7 @@ def lives(context: Context) -> Study:
     for number, (accounts, queries) in enumerate(context.sizes.lives):
         plans = honest_plans(context.splits.test, accounts, queries, POPULATION_SEED + 2 + number)
         label = f"{accounts:,} accounts of {queries:,} queries: detectors"
-        found = judged(context.judge, plans, context.trace_files(plans, label))
+        found = judged(context.judge, _followed(context, plans, label))
         alarmed, loudest = alarmed_of(found), max(found, key=lambda one: one.largest)
         lower, upper = confidence_interval(alarmed, len(found))
         limits = f"{100 * lower:.2f} to {100 * upper:.2f}"
@@ -194,7 +193,7 @@ def _by_kind(found: Sequence[Judged], unseen: dict[str, tuple[int, int]], drifte
     rows: list[list[Cell]] = []
     for kind in (*(kind.__name__ for kind in KINDS), "drifting"):
         mine = [one for one in (*found, *drifted) if one.kind == kind]
-        alarmed = sum(one.alarm is not None for one in mine)
+        alarmed = alarmed_of(mine)
         upper = confidence_interval(alarmed, len(mine))[1]
         largest = max(one.largest for one in mine) / np.log(10)
         without = f"{unseen[kind][0]} of {unseen[kind][1]}" if kind in unseen else None
@@ -216,12 +215,13 @@ def p_values(model: EvidenceModel, statistics: Sequence[Statistic], seen: Trace)
     return np.where(ranks < 0, np.nan, model.tails[ranks])
 
 
-def _uniformity(context: Context, calibrated: Sequence[Traces], files: Sequence[Path]) -> Table:
+def _uniformity(context: Context, calibrated: Followed, accounts: Followed) -> Table:
     """Fresh honest p-values: pooled over accounts they are uniform if calibration is sound; single accounts are not."""
     rows: list[list[Cell]] = []
-    models = pooled_models(STATISTICS, calibrated)
+    models = pooled_models(STATISTICS, [read_traces(file) for _, file in calibrated])
     values: dict[str, list[NDArray[np.float64]]] = {detector: [] for detector in STATISTICS}
-    for account in map(read_traces, files):
+    for _, file in accounts:
+        account = read_traces(file)
         for detector, statistics in STATISTICS.items():
             values[detector].append(p_values(models[detector], statistics, account[detector]))
     for detector, statistics in STATISTICS.items():

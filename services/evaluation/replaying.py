@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from rich.progress import Progress
 
@@ -239,7 +238,6 @@ class _Worker:
 
     @classmethod
     def load(cls, folder: Path) -> None:
-        torch.set_num_threads(1)
         cls.model = Model(Bundle.load(folder))
 
     @classmethod

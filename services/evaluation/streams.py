@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from rich.progress import Progress
 from safetensors.numpy import load, save
@@ -109,7 +108,6 @@ class _Worker:
 
     @classmethod
     def load(cls, folder: Path, yardstick: Yardstick | None) -> None:
-        torch.set_num_threads(1)
         cls.model, cls.yardstick = Model(Bundle.load(folder)), yardstick
 
     @classmethod

@@ -58,6 +58,11 @@ def distances(inputs: NDArray[np.uint8], earlier: NDArray[np.uint8]) -> NDArray[
     return lengths
 
 
+def farthest(close: float, size: int) -> float:
+    """The L2 distance of two inputs of `size` values whose root mean square difference is `close`."""
+    return close * float(np.sqrt(size))
+
+
 class SimilarityMemory(Memory):
     """Feature vectors, and the latest inputs with their answers, of one account.
 
@@ -243,7 +248,7 @@ class SimilarityDetector(Detector[SimilarityMemory]):
             return nothing, nothing, nothing
         rise = np.linalg.norm((features["logits"][row] - memory.logits.array[neighbour]).astype(np.float64))
         steepness = float(rise) / distance
-        if distance >= self.section.close * np.sqrt(len(image)):
+        if distance >= farthest(self.section.close, len(image)):
             return steepness, nothing, nothing
         return steepness, steepness, self._perturbed(image, earlier)
 

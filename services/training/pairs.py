@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from services.similarity.detector import coarse, distances
+from services.similarity.detector import coarse, distances, farthest
 from services.training.malicious import Recipe, craft, quantised, shortest, substitutes, towards_the_border
 from shared.cameras import Images, photograph, varied_shots
 from shared.datasets import Dataset, DatasetError
@@ -63,7 +63,7 @@ def earlier_ones(inputs: Images) -> NDArray[np.intp]:
 def _paired(image: Images, earlier: Images, close: float) -> Pairs:
     """Those that are close, and not the same."""
     distance = distances(image, earlier)
-    near = (distance > 0) & (distance < close * np.sqrt(image[0].size))
+    near = (distance > 0) & (distance < farthest(close, image[0].size))
     pairs: Pairs = np.concatenate([image[near], earlier[near]], axis=1)
     return pairs
 

@@ -209,7 +209,6 @@ class _Worker:
 
     @classmethod
     def load(cls, folder: Path) -> None:
-        torch.set_num_threads(1)
         bundle = Bundle.load(folder)
         cls.detectors = [kind.from_bundle(bundle) for kind in DETECTORS]
         cls.model = Model(bundle)
@@ -249,14 +248,19 @@ def in_processes(
     """
     workers = min(processes or len(os.sched_getaffinity(0)), len(work))
     if workers == 1:
-        start()
+        _begin(start)
         for arguments in work:
             yield function(*arguments)
         return
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=start) as pool:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin, (start,)) as pool:
         with _deaf_children():
             results = pool.map(function, *zip(*work, strict=True))
         yield from results
+
+
+def _begin(start: Callable[[], None]) -> None:
+    torch.set_num_threads(1)
+    start()
 
 
 @contextmanager
