@@ -12,6 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from shared.validation import first_mistake
 
+Share = Annotated[float, Field(gt=0.0, le=1.0)]
+Distance = Annotated[float, Field(gt=0.0, le=2.0)]
+"""L1 distance between two probability vectors: 2 at most."""
+Positive = Annotated[float, Field(gt=0.0)]
+
 
 class _Response(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -25,8 +30,69 @@ class AmaoResponse(_Response):
     """M: one query in M is answered wrongly."""
 
 
-Response: TypeAlias = AmaoResponse
-"""Any of them; told apart by `policy`."""
+class DawnResponse(_Response):
+    """DAWN (Szyller et al. 2021): a keyed share of all inputs is answered wrongly, chosen by hash."""
+
+    policy: Literal["dawn"] = "dawn"
+    share: Share = 0.005
+    """r_w of the paper."""
+
+
+class ReverseSigmoidResponse(_Response):
+    """Deceptive perturbation (Lee et al. 2019): probabilities bent by a reverse sigmoid; the label stays."""
+
+    policy: Literal["reverse-sigmoid"] = "reverse-sigmoid"
+    beta: Positive = 1.0
+    gamma: Positive = 0.1
+
+
+class RandomPerturbationResponse(_Response):
+    """Probabilities moved in a random direction (Orekondy et al. 2020, baseline `random-noise`); the label stays."""
+
+    policy: Literal["random-perturbation"] = "random-perturbation"
+    epsilon: Distance = 1.0
+    """L1 distance to the true probabilities, at most."""
+
+
+class PredictionPoisoningResponse(_Response):
+    """MAD (Orekondy et al. 2020): the answer whose gradient points farthest from the true one's; the label stays."""
+
+    policy: Literal["prediction-poisoning"] = "prediction-poisoning"
+    epsilon: Distance = 1.0
+
+
+class GradientRedirectionResponse(_Response):
+    """GRAD^2 (Mazeika et al. 2022): the answer whose gradient points most against the true one's."""
+
+    policy: Literal["gradient-redirection"] = "gradient-redirection"
+    epsilon: Distance = 1.0
+
+
+class TopKResponse(_Response):
+    """Only the k largest probabilities; the rest is spread evenly."""
+
+    policy: Literal["top-k"] = "top-k"
+    k: Annotated[int, Field(ge=1)] = 1
+
+
+class RoundingResponse(_Response):
+    """Probabilities rounded to a number of decimals."""
+
+    policy: Literal["rounding"] = "rounding"
+    decimals: Annotated[int, Field(ge=0, le=6)] = 1
+
+
+Response: TypeAlias = Annotated[
+    AmaoResponse
+    | DawnResponse
+    | ReverseSigmoidResponse
+    | RandomPerturbationResponse
+    | PredictionPoisoningResponse
+    | GradientRedirectionResponse
+    | TopKResponse
+    | RoundingResponse,
+    Field(discriminator="policy"),
+]
 
 _ADAPTER: TypeAdapter[Any] = TypeAdapter(Response)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -209,7 +210,9 @@ def _streams(settings: InferenceSettings, bundle: Bundle, clock: Clock) -> Strea
     publisher = Publisher(to, limits, Spool(settings.spool, settings.spool_bytes), connect, clock)
     memory = PerturbedMemory(settings.remembered_answers, settings.similar_bits)
     promises = Promises(settings.promised_answers, settings.promised_answers_an_account)
-    defence = Defence(model, settings.answer_mode, Catalogue(settings.answer_mode, memory, promises), publisher, clock)
+    key = hashlib.sha256((settings.response_key.get_secret_value() or bundle.fingerprint).encode()).digest()
+    responses = Catalogue(settings.answer_mode, len(model.classes), key, memory, promises)
+    defence = Defence(model, settings.answer_mode, responses, publisher, clock)
     reader = partial(TopicReader, settings.kafka, partitions=settings.partitions, clock=clock)
     verdicts = reader(settings.topic(VERDICTS), apply=defence.apply_verdicts)
     perturbed = reader(settings.topic(PERTURBED), apply=defence.apply_perturbed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 
 from services.inference.responses.interface import AnswerMode
 from shared.keys import DEFAULT_KEYS
@@ -72,6 +72,10 @@ class InferenceSettings(ServiceSettings):
 
     stale_after_seconds: float = Field(30.0, gt=0.0)
     """Without an answer from the broker for so long, verdicts count as stale."""
+
+    response_key: SecretStr = SecretStr("")
+    """Secret by which responses choose at random what must be the same on every replica. Where it is empty the bundle's
+    fingerprint serves, which whoever has the bundle knows too."""
 
     similar_bits: int = Field(8, ge=0, le=64)
     """Perceptual hashes (64 bits) that differ in no more bits than this are of similar images. Measured on

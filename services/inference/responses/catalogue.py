@@ -5,10 +5,31 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from services.inference.responses.amao import Amao
+from services.inference.responses.dawn import Dawn
 from services.inference.responses.interface import AnswerMode, ResponsePolicy
 from services.inference.responses.memory import PerturbedMemory, Promises
+from services.inference.responses.stateless import (
+    GradientRedirection,
+    PredictionPoisoning,
+    RandomPerturbation,
+    ReverseSigmoid,
+    Rounding,
+    TopK,
+)
 from shared.log import get_logger
-from shared.responses import AmaoResponse, Response, ResponseError, parse_response
+from shared.responses import (
+    AmaoResponse,
+    DawnResponse,
+    GradientRedirectionResponse,
+    PredictionPoisoningResponse,
+    RandomPerturbationResponse,
+    Response,
+    ResponseError,
+    ReverseSigmoidResponse,
+    RoundingResponse,
+    TopKResponse,
+    parse_response,
+)
 
 log = get_logger(__name__)
 
@@ -31,13 +52,17 @@ class Chosen:
 class Catalogue:
     """Builds response policies and keeps them; what they remember of all accounts they share."""
 
-    def __init__(self, mode: AnswerMode, memory: PerturbedMemory, promises: Promises) -> None:
+    def __init__(self, mode: AnswerMode, classes: int, key: bytes, memory: PerturbedMemory, promises: Promises) -> None:
         """
         Args:
             mode: what the model answers.
+            classes: of the model.
+            key: secret; the same for all replicas.
             memory: of spoiled answers.
             promises: of true ones.
         """
+        self._classes = classes
+        self._key = key
         self.memory = memory
         self._promises = promises
         self._mode = mode
@@ -63,3 +88,17 @@ class Catalogue:
         match response:
             case AmaoResponse():
                 return Amao(self._mode, response.group, self.memory, self._promises)
+            case DawnResponse():
+                return Dawn(self._mode, response.share, self._key)
+            case ReverseSigmoidResponse():
+                return ReverseSigmoid(self._mode, response.beta, response.gamma)
+            case RandomPerturbationResponse():
+                return RandomPerturbation(self._mode, response.epsilon, self._key)
+            case PredictionPoisoningResponse():
+                return PredictionPoisoning(self._mode, response.epsilon, self._classes)
+            case GradientRedirectionResponse():
+                return GradientRedirection(self._mode, response.epsilon)
+            case TopKResponse():
+                return TopK(self._mode, response.k)
+            case RoundingResponse():
+                return Rounding(self._mode, response.decimals)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import imagehash
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
@@ -23,6 +23,7 @@ def hexadecimal(hashes: NDArray[np.uint64]) -> list[str]:
     return [f"{int(value):016x}" for value in hashes]
 
 
+@settings(deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     count=st.integers(1, 7),

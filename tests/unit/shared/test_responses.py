@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from shared.responses import AmaoResponse, Response, ResponseError, parse_response, response_text
+from shared.responses import (
+    AmaoResponse,
+    DawnResponse,
+    Response,
+    ResponseError,
+    TopKResponse,
+    parse_response,
+    response_text,
+)
 
 
-@pytest.mark.parametrize("response", [AmaoResponse(), AmaoResponse(group=2)])
+@pytest.mark.parametrize("response", [AmaoResponse(group=2), DawnResponse(), TopKResponse(k=3)])
 def test_a_response_comes_back_from_its_text(response: Response) -> None:
     assert parse_response(response_text(response)) == response
 
@@ -20,9 +28,10 @@ def test_equal_responses_have_equal_texts_whether_or_not_a_default_was_written_o
     ("text", "mistake"),
     [
         ("amao", "field \\(top level\\): Invalid JSON"),
-        ('{"policy": "charm"}', "field policy: "),
-        ('{"policy": "amao", "group": 0}', "field group: "),
-        ('{"policy": "amao", "groups": 4}', "field groups: Extra inputs"),
+        ('{"policy": "charm"}', "Input tag 'charm'"),
+        ('{"policy": "amao", "group": 0}', "field amao.group: "),
+        ('{"policy": "amao", "groups": 4}', "field amao.groups: Extra inputs"),
+        ('{"policy": "dawn", "share": 1.5}', "field dawn.share: "),
     ],
 )
 def test_what_is_no_response_is_refused_with_the_field(text: str, mistake: str) -> None:

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -72,6 +72,7 @@ def algorithm_2(gaps: list[float]) -> int:
 GAPS = st.floats(0.0, 1.0, width=32)
 
 
+@settings(deadline=None)
 @given(group=st.integers(1, 24), data=st.data())
 def test_each_group_has_exactly_the_wrong_answer_that_algorithm_2_chooses(group: int, data: st.DataObject) -> None:
     groups = data.draw(st.integers(1, 4))
@@ -83,6 +84,7 @@ def test_each_group_has_exactly_the_wrong_answer_that_algorithm_2_chooses(group:
     assert list(told.spoiled) == expected
 
 
+@settings(deadline=None)
 @given(gaps=st.lists(GAPS, min_size=40, max_size=40), cuts=st.lists(st.integers(0, 40), max_size=6))
 def test_it_does_not_matter_how_queries_are_cut_into_requests(gaps: list[float], cuts: list[int]) -> None:
     whole = tell(amao(), asked(gaps))
@@ -91,6 +93,7 @@ def test_it_does_not_matter_how_queries_are_cut_into_requests(gaps: list[float],
     np.testing.assert_array_equal(np.concatenate([part.answers for part in parts]), whole.answers)
 
 
+@settings(deadline=None)
 @given(gaps=st.lists(st.floats(0.125, 1.0, width=32), min_size=16, max_size=16))
 def test_a_wrong_probability_answer_exchanges_largest_and_smallest_and_leaves_the_rest(gaps: list[float]) -> None:
     probabilities = probabilities_of(gaps)
@@ -135,6 +138,7 @@ def test_a_query_that_was_told_the_truth_is_told_it_again_and_does_not_move_the_
 # ---- what a restart and other replicas know ----
 
 
+@settings(deadline=None)
 @given(gaps=st.lists(GAPS, min_size=1, max_size=60), cut=st.integers(0, 60))
 def test_a_restart_at_any_query_changes_no_answer(gaps: list[float], cut: int) -> None:
     whole = tell(amao(), asked(gaps))
@@ -155,6 +159,7 @@ def test_a_restart_at_any_query_changes_no_answer(gaps: list[float], cut: int) -
         np.testing.assert_array_equal(again.answers, whole.answers[:cut])
 
 
+@settings(deadline=None)
 @given(gaps=st.lists(GAPS, min_size=64, max_size=64), replicas=st.lists(st.integers(0, 2), min_size=64, max_size=64))
 def test_who_is_answered_by_several_replicas_in_turns_gets_no_fewer_wrong_answers(
     gaps: list[float], replicas: list[int]

@@ -13,7 +13,7 @@ from shared.responses import AmaoResponse, response_text
 
 @pytest.fixture
 def catalogue() -> Catalogue:
-    return Catalogue(AnswerMode.LABEL, PerturbedMemory(10, 0), Promises(10, 10))
+    return Catalogue(AnswerMode.LABEL, 10, b"key", PerturbedMemory(10, 0), Promises(10, 10))
 
 
 def test_the_same_response_is_built_once(catalogue: Catalogue) -> None:

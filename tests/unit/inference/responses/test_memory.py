@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.inference.responses.interface import AccountStates
@@ -41,6 +41,7 @@ def test_a_full_memory_forgets_the_oldest_and_an_answer_told_twice_counts_once()
     assert memory.recall(3) is not None
 
 
+@settings(deadline=None)
 @given(kept=st.lists(st.tuples(st.sampled_from("abc"), st.lists(st.integers(0, 30), max_size=4)), max_size=40))
 def test_promises_are_bounded_by_account_and_in_all_and_the_latest_of_an_account_hold(
     kept: list[tuple[str, list[int]]],
