@@ -297,7 +297,10 @@ class DetectorStage(Stage[QueryBatch, Features, State[Any], Observation]):
             batch_id=queries.batch_id,
             source_partition=record.partition,
             source_offset=record.offset,
-            signals=[_signal(queries, int(batch.rows[key][-1]), seen) for key, seen in results.items()],
+            signals=[
+                signal_of(seen, queries.accounts[row], int(queries.accepted_at[row]), queries.query_ids[row])
+                for seen, row in ((seen, int(batch.rows[key][-1])) for key, seen in results.items())
+            ],
         )
         return (Output(SIGNALS, encode_signals(signals), partition=record.partition),)
 
@@ -306,9 +309,17 @@ class DetectorStage(Stage[QueryBatch, Features, State[Any], Observation]):
         return batch.content.accepted_at
 
 
-def _signal(queries: QueryBatch, last_row: int, seen: Observation) -> Signal:
+def signal_of(seen: Observation, account: str, accepted_at: int, query_id: str) -> Signal:
+    """What a detector publishes of an account.
+
+    Args:
+        seen: what it says after the account's rows of a batch.
+        account: whose.
+        accepted_at: of the last of these rows, microseconds since the Unix epoch.
+        query_id: of the same row.
+    """
     return Signal(
-        account=queries.accounts[last_row],
+        account=account,
         queries=seen.queries,
         repeats=seen.repeats,
         statistic=seen.rule.statistic,
@@ -316,8 +327,8 @@ def _signal(queries: QueryBatch, last_row: int, seen: Observation) -> Signal:
         flagged=seen.rule.flagged,
         details=seen.rule.details,
         log_evidence=seen.log_evidence,
-        accepted_at=int(queries.accepted_at[last_row]),
-        query_id=queries.query_ids[last_row],
+        accepted_at=accepted_at,
+        query_id=query_id,
     )
 
 
