@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from scipy.optimize import linprog
 
 from services.inference.responses.dawn import Dawn
 from services.inference.responses.interface import AnswerMode, Queries, Told
+from services.inference.responses.modelled import AdaptiveMisinformation, Meco
 from services.inference.responses.stateless import (
     GradientRedirection,
     PredictionPoisoning,
@@ -25,6 +27,20 @@ from services.inference.responses.stateless import (
 
 CLASSES = 5
 SOFT, HARD = AnswerMode.PROBABILITIES, AnswerMode.LABEL
+
+
+def by_noise(inputs: NDArray[np.uint8], noise: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A network that answers by its noise alone."""
+    sharp = np.exp(noise.reshape(len(noise), -1)[:, :CLASSES])
+    probabilities: NDArray[np.float32] = sharp / sharp.sum(axis=1, keepdims=True)
+    return probabilities
+
+
+def always_last(inputs: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """A model that was trained to be wrong."""
+    return np.eye(CLASSES, dtype=np.float32)[np.full(len(inputs), CLASSES - 1)]
+
+
 KEEP_THE_LABEL: dict[str, Callable[[AnswerMode], Stateless]] = {
     "top-k": lambda mode: TopK(mode, 2),
     "rounding": lambda mode: Rounding(mode, 1),
@@ -35,6 +51,8 @@ KEEP_THE_LABEL: dict[str, Callable[[AnswerMode], Stateless]] = {
 MOVE_THE_LABEL: dict[str, Callable[[AnswerMode], Stateless]] = {
     "dawn": lambda mode: Dawn(mode, 0.5, b"key"),
     "gradient-redirection": lambda mode: GradientRedirection(mode, 0.6),
+    "meco": lambda mode: Meco(mode, by_noise, b"key"),
+    "adaptive-misinformation": lambda mode: AdaptiveMisinformation(mode, always_last, 0.5, 1000.0),
 }
 ALL = KEEP_THE_LABEL | MOVE_THE_LABEL
 
@@ -179,6 +197,23 @@ def test_dawns_wrong_classes_are_all_classes_but_the_true_one() -> None:
     counts = np.bincount(told.answers.argmax(axis=1), minlength=CLASSES)
     assert counts[0] == 0
     assert counts[1:].min() > 400
+
+
+def test_mecos_noise_is_an_accounts_own_and_without_a_key_every_querys_own() -> None:
+    queries = asked(drawn(11))
+    keyed, unkeyed = Meco(SOFT, by_noise, b"key"), Meco(SOFT, by_noise, None)
+    mine, yours = tell(keyed, queries).answers, tell(keyed, replace(queries, account="other")).answers
+    assert not np.isclose(mine, yours).all(axis=1).any()
+    once, again = tell(unkeyed, queries).answers, tell(unkeyed, queries).answers
+    assert not np.isclose(once, again).all(axis=1).any()
+
+
+def test_adaptive_misinformation_misleads_who_asks_what_the_model_doubts() -> None:
+    sure, doubtful = [0.9, 0.05, 0.03, 0.01, 0.01], [0.3, 0.3, 0.2, 0.1, 0.1]
+    policy = AdaptiveMisinformation(SOFT, always_last, tau=0.5, nu=1000.0)
+    told = tell(policy, asked(np.array([sure, doubtful], dtype=np.float32)))
+    np.testing.assert_allclose(told.answers, [sure, [0.0, 0.0, 0.0, 0.0, 1.0]], atol=1e-6)
+    assert told.spoiled == (1,)
 
 
 def test_what_writes_no_notes_refuses_one() -> None:

@@ -1,0 +1,235 @@
+"""QUEEN (seed 2): answers to sensitive queries make a copy unlearn, gently bent ones teach it little.
+
+Features of the served model's last layer but one are mapped to a plane in which every class is a disc. A query in its
+class's disc is sensitive: it tells much of the class. An account that has covered enough of a disc gets answers there
+whose gradient undoes what its copy has learnt.
+
+Over the published code: what was covered is an account's, not all accounts' together; the answer is found in closed
+form instead of by a search from a random start, which repeated queries could average away; and a query that was once
+answered gently is answered gently again, or repeating it would tell when the class was covered.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.inference.responses.interface import AccountStates, AnswerMode, Queries, Told, truth
+from services.inference.responses.memory import Promises
+
+STEPS = 20
+STEP = 0.05
+"""Of the way to the farthest class's features, and its length: the authors'."""
+_HEAD = struct.Struct("<BII")
+_NOTE_VERSION = 1
+MOST_POINTS = 4_096
+"""Recorded points of one account; the discs hold fewer at any sensible radius."""
+
+
+@dataclass(frozen=True, slots=True)
+class Atlas:
+    """What QUEEN knows of the classes; made in training.
+
+    Attributes:
+        centres: [classes, 2], mean point of each class.
+        distances: [classes], mean distance of a class's points to its centre.
+        features: [classes, d], mean features of each class.
+    """
+
+    centres: NDArray[np.float32]
+    distances: NDArray[np.float32]
+    features: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What `Queen.answer` needs of n queries.
+
+    Attributes:
+        points: [n, 2].
+        bent: [n, classes], the answer that keeps the label.
+        shadows: [n, classes], mean probabilities of the shadow models.
+    """
+
+    points: NDArray[np.float32]
+    bent: NDArray[np.float32]
+    shadows: NDArray[np.float32]
+
+
+@dataclass(slots=True)
+class Covered:
+    """What one account has seen of every class.
+
+    Attributes:
+        sensitivity: [classes], cumulative query sensitivity.
+        points: [m, 2] of the sensitive queries that counted, by class.
+        count: of all these points.
+    """
+
+    sensitivity: NDArray[np.float64]
+    points: dict[int, NDArray[np.float32]] = field(default_factory=dict)
+    count: int = 0
+
+
+Counted = tuple[int, NDArray[np.float32]]
+"""A sensitive query's class and its point [2]."""
+
+
+class Queen:
+    """Query unlearning, per account."""
+
+    name = "queen"
+
+    def __init__(
+        self,
+        mode: AnswerMode,
+        atlas: Atlas,
+        points_of: Callable[[NDArray[np.float32]], NDArray[np.float32]],
+        features_of: Callable[[NDArray[np.uint8]], NDArray[np.float32]],
+        probabilities_of: Callable[[NDArray[np.float32]], NDArray[np.float32]],
+        shadows_of: Callable[[NDArray[np.uint8]], NDArray[np.float32]],
+        promises: Promises,
+        threshold: float,
+        radius: float,
+        alpha: float,
+        beta: float,
+    ) -> None:
+        """
+        Args:
+            mode: what the model answers.
+            atlas: of the classes.
+            points_of: from features [n, d] to points [n, 2].
+            features_of: from views to the served model's features [n, d].
+            probabilities_of: from features to the served model's probabilities [n, classes].
+            shadows_of: from views to the shadow models' mean probabilities [n, classes].
+            promises: of all accounts; here, inputs that were answered gently.
+            threshold: cumulative sensitivity of a class from which on gradients are reversed.
+            radius: r, in mean distances of the class, within which two queries count once.
+            alpha: steepness of a query's sensitivity.
+            beta: radius of the disc, in mean distances.
+        """
+        self._mode, self._atlas = mode, atlas
+        self._points_of, self._features_of, self._shadows_of = points_of, features_of, shadows_of
+        self._probabilities_of, self._promises = probabilities_of, promises
+        self._threshold, self._radius, self._alpha, self._beta = threshold, radius, alpha, beta
+        classes = len(atlas.centres)
+        self._accounts = AccountStates(lambda: Covered(np.zeros(classes)))
+        gaps = np.linalg.norm(atlas.features[:, None] - atlas.features[None], axis=2)
+        self._farthest = gaps.argmax(axis=1)
+        """[classes], the class whose features are farthest from each one's."""
+
+    def see(self, queries: Queries) -> Seen:
+        """See `ResponsePolicy.see`."""
+        features = self._features_of(queries.inputs)
+        return Seen(
+            self._points_of(features),
+            self._bend(features, queries.probabilities),
+            self._shadows_of(queries.inputs),
+        )
+
+    def answer(self, queries: Queries, seen: Seen) -> Told:
+        """See `ResponsePolicy.answer`."""
+        covered = self._accounts.of(queries.account)
+        probabilities = seen.bent.copy()
+        counted: list[Counted] = []
+        promised: list[int] = []
+        labels, digests = queries.probabilities.argmax(axis=1).tolist(), queries.exact.tolist()
+        for row, (label, digest) in enumerate(zip(labels, digests, strict=True)):
+            if not self._is_sensitive(seen.points[row], label) or self._promises.holds(queries.account, digest):
+                continue
+            if self._cover(covered, seen.points[row], label):
+                counted.append((label, seen.points[row]))
+            if covered.sensitivity[label] > self._threshold:
+                probabilities[row] = unlearning(queries.probabilities[row], seen.shadows[row])
+            else:
+                self._promises.keep(queries.account, (digest,))
+                promised.append(digest)
+        honest, answers = truth(queries.probabilities, self._mode), truth(probabilities, self._mode)
+        wrong = np.flatnonzero(honest.argmax(axis=1) != answers.argmax(axis=1))
+        note = _note(counted, promised) if counted or promised else b""
+        return Told(answers, (answers != honest).any(axis=1), tuple(wrong.tolist()), note)
+
+    def recall(self, account: str, note: bytes) -> None:
+        """See `ResponsePolicy.recall`."""
+        covered = self._accounts.of(account)
+        counted, promised = _read_note(note, len(self._atlas.centres))
+        self._promises.keep(account, promised)
+        for label, point in counted:
+            # What this process has noted itself lies where a point is already, and adds nothing.
+            if self._is_sensitive(point, label):
+                self._cover(covered, point, label)
+
+    def _is_sensitive(self, point: NDArray[np.float32], label: int) -> bool:
+        return bool(self._distance(point, label) < self._beta * self._atlas.distances[label])
+
+    def _distance(self, point: NDArray[np.float32], label: int) -> float:
+        return float(np.linalg.norm(point - self._atlas.centres[label]))
+
+    def _cover(self, covered: Covered, point: NDArray[np.float32], label: int) -> bool:
+        """Take in a sensitive query; whether it covers anything that was not covered before."""
+        ball, disc = (share * float(self._atlas.distances[label]) for share in (self._radius, self._beta))
+        known = covered.points.get(label)
+        if known is not None and np.linalg.norm(known - point, axis=1).min() < ball:
+            return False
+        sensitivity = 0.5 * math.erfc(self._alpha * (self._distance(point, label) - disc) / disc)
+        covered.sensitivity[label] += sensitivity**2 * (ball / disc) ** 2
+        if covered.count < MOST_POINTS:
+            covered.points[label] = point[None] if known is None else np.concatenate([known, point[None]])
+            covered.count += 1
+        return True
+
+    def _bend(self, features: NDArray[np.float32], honest: NDArray[np.float32]) -> NDArray[np.float32]:
+        """[n, classes]: features moved toward those of the farthest class for as long as the label stays."""
+        labels = honest.argmax(axis=1)
+        target = self._atlas.features[self._farthest[labels]]
+        shares = (STEP * np.arange(STEPS + 1, dtype=np.float32))[:, None, None]
+        way = features + shares * (target - features)
+        told = self._probabilities_of(way.reshape(-1, features.shape[1])).reshape(STEPS + 1, *honest.shape)
+        keeps = np.logical_and.accumulate(told.argmax(axis=2) == labels, axis=0)
+        last = np.maximum(keeps.sum(axis=0) - 1, 0)
+        bent: NDArray[np.float32] = told[last, np.arange(len(honest))]
+        # Features through other kernels than the served pass may round across a border of classes.
+        bent[~keeps[0]] = honest[~keeps[0]]
+        return bent
+
+
+def unlearning(honest: NDArray[np.float32], shadow: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The [classes] probabilities whose gradient is most nearly the reverse of the honest answer's.
+
+    A copy that says `shadow` learns by honest - shadow; the reverse leads to 2 shadow - honest. The vector of the
+    simplex with the largest cosine to a target is the target's positive part, normalised.
+    """
+    target = np.maximum(2.0 * shadow - honest, 0.0)
+    reverse: NDArray[np.float32] = (target / target.sum()).astype(np.float32)
+    return reverse
+
+
+def _note(counted: list[Counted], promised: list[int]) -> bytes:
+    labels = np.array([label for label, _ in counted], dtype="<u2")
+    points = np.array([point for _, point in counted], dtype="<f4")
+    head = _HEAD.pack(_NOTE_VERSION, len(counted), len(promised))
+    return head + labels.tobytes() + points.tobytes() + np.array(promised, dtype="<u8").tobytes()
+
+
+def _read_note(note: bytes, classes: int) -> tuple[list[Counted], list[int]]:
+    """The inverse of `_note`.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if len(note) < _HEAD.size or note[0] != _NOTE_VERSION:
+        raise ValueError(f"a note of {len(note)} bytes is not queen's")
+    _, count, promises = _HEAD.unpack_from(note)
+    if len(note) != _HEAD.size + 10 * count + 8 * promises:
+        raise ValueError(f"a note of {len(note)} bytes holds no {count} points and {promises} promises")
+    labels = np.frombuffer(note, dtype="<u2", count=count, offset=_HEAD.size)
+    points = np.frombuffer(note, dtype="<f4", count=2 * count, offset=_HEAD.size + 2 * count).reshape(count, 2)
+    if count and (labels.max() >= classes or not np.isfinite(points).all()):
+        raise ValueError("a note of queen names a class or a point that there is not")
+    promised: list[int] = np.frombuffer(note, dtype="<u8", offset=_HEAD.size + 10 * count).tolist()
+    return list(zip(labels.tolist(), points, strict=True)), promised
