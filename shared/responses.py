@@ -82,15 +82,50 @@ class RoundingResponse(_Response):
     decimals: Annotated[int, Field(ge=0, le=6)] = 1
 
 
+class AdaptiveMisinformationResponse(_Response):
+    """Adaptive misinformation (Kariyappa and Qureshi 2020): what the model doubts is answered by a misleading one."""
+
+    policy: Literal["adaptive-misinformation"] = "adaptive-misinformation"
+    tau: Share = 0.9
+    """Maximum softmax probability at which both models count half."""
+    nu: Positive = 1000.0
+    """How sharply the one gives way to the other."""
+
+
+class MecoResponse(_Response):
+    """MeCo (Zheng et al. 2023): the model is asked at an input to which a trained network has added a perturbation."""
+
+    policy: Literal["meco"] = "meco"
+    keyed: bool = True
+    """The noise depends on the account and the perceptual hash alone: repeating a query averages nothing away."""
+
+
+class QueenResponse(_Response):
+    """QUEEN (Chen et al. 2024): answers to sensitive queries make a copy unlearn."""
+
+    policy: Literal["queen"] = "queen"
+    threshold: Positive = 0.5
+    """Cumulative query sensitivity of a class from which on gradients are reversed."""
+    radius: Positive = 0.02
+    """Of the ball around a recorded query within which others add nothing; in mean distances of the class."""
+    alpha: Positive = 1.0
+    """Steepness of the sensitivity."""
+    beta: Positive = 1.0
+    """Radius of the sensitive region of a class, in mean distances to its centre."""
+
+
 Response: TypeAlias = Annotated[
     AmaoResponse
     | DawnResponse
     | ReverseSigmoidResponse
     | RandomPerturbationResponse
+    | AdaptiveMisinformationResponse
     | PredictionPoisoningResponse
     | GradientRedirectionResponse
     | TopKResponse
-    | RoundingResponse,
+    | RoundingResponse
+    | MecoResponse
+    | QueenResponse,
     Field(discriminator="policy"),
 ]
 

@@ -18,6 +18,7 @@ from services.decision.record import Record
 from services.decision.rules import Policy
 from services.inference.model import Model, softmax
 from services.inference.perceptual_hash import perceptual_hashes
+from services.inference.response_networks import ResponseNetworks
 from services.inference.responses.catalogue import Catalogue
 from services.inference.responses.interface import AnswerMode, Queries, truth
 from services.inference.responses.memory import PerturbedMemory, Promises
@@ -94,7 +95,9 @@ class DefendedVictim:
         self._lag = lag
         memory, promises = PerturbedMemory(MEMORY, SIMILAR_BITS), Promises(10 * MEMORY, MEMORY)
         classes = len(bundle.manifest.model.classes)
-        self._responses = Catalogue(mode, classes, bundle.fingerprint.encode(), memory, promises)
+        self._responses = Catalogue(
+            mode, classes, bundle.fingerprint.encode(), memory, promises, ResponseNetworks(bundle, self._model)
+        )
         self._accounts: dict[str, _Account] = {}
 
     def served(self, account: str) -> Served:

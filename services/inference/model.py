@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
-from services.inference.network import ARCHITECTURES
+from services.inference.network import ARCHITECTURES, split_head
 from shared.bundle import MANIFEST, Bundle, BundleError
 from shared.networks import bundle_network, image_shape, images
 
@@ -38,6 +39,10 @@ class Model:
         with torch.inference_mode():
             logits: NDArray[np.float32] = self._network(images(inputs)).float().cpu().numpy()
         return logits
+
+    def split(self) -> tuple[nn.Module, nn.Linear]:
+        """Features [n, d] of images, and the layer from them to logits."""
+        return split_head(self._network)
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:

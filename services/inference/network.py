@@ -5,6 +5,7 @@ All take images [n, channels, height, width] in [0, 1], at least 16 pixels a sid
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
@@ -116,3 +117,18 @@ ARCHITECTURES: Mapping[str, Callable[[ImageShape, int], nn.Module]] = {
     "vgg16-bn": _vgg16_bn,
 }
 """From an image's shape and the number of classes to a network with random weights, by the manifest's name for it."""
+
+
+def split_head(network: nn.Module) -> tuple[nn.Module, nn.Linear]:
+    """A network as features and head: a copy that stops before the last linear layer, and that layer.
+
+    Raises:
+        ValueError: the network has no linear layer.
+    """
+    body = copy.deepcopy(network)
+    linear = [(name, layer) for name, layer in body.named_modules() if isinstance(layer, nn.Linear)]
+    if not linear:
+        raise ValueError(f"{type(network).__name__} has no linear layer to split off")
+    name, head = linear[-1]
+    body.set_submodule(name, nn.Identity())
+    return body, head

@@ -5,11 +5,22 @@ A bundle keeps each in a file of its own, `response-<policy>`; a served model ne
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from shared.networks import ImageShape
+from services.inference.model import Model
+from services.inference.network import ARCHITECTURES
+from services.inference.responses.queen import Atlas, QueenNetworks
+from shared.bundle import Bundle, BundleError
+from shared.networks import ImageShape, device, image_shape, images, load_network, network_tensors
 
+MECO, QUEEN, MISLEADING = "response-meco", "response-queen", "response-misinformation"
+"""Files of a bundle."""
 GENERATOR_FILTERS = 16
 """Of MeCo's generator. The paper has 64 beside a ResNet-34, of fifty times this repository's model's weights."""
 LARGEST_PERTURBATION = 0.5
@@ -63,6 +74,25 @@ class PerturbationGenerator(nn.Module):
         return perturbed
 
 
+class MecoModel(nn.Module):
+    """A model and MeCo's generator, trained together."""
+
+    def __init__(self, model: nn.Module, channels: int) -> None:
+        """
+        Args:
+            model: from images to logits.
+            channels: of an image.
+        """
+        super().__init__()
+        self.model = model
+        self.generator = PerturbationGenerator(channels)
+
+    def forward(self, images: Tensor, noise: Tensor) -> Tensor:
+        """Logits [n, classes] of perturbed images."""
+        logits: Tensor = self.model(self.generator.perturbed(images, noise))
+        return logits
+
+
 class SensitivityMap(nn.Module):
     """QUEEN's mapping network: features [n, d] to points [n, 2], in which a class is a disc."""
 
@@ -112,3 +142,107 @@ class ShadowModels(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Mean probabilities [n, classes] of all shadows on the same images [n, channels, height, width]."""
         return self.each(images.repeat(1, self.shadows, 1, 1)).softmax(dim=2).mean(dim=1)
+
+
+# ---- from a bundle ----
+
+Views = NDArray[np.uint8]
+Answers = NDArray[np.float32]
+
+
+def queen_tensors(network: SensitivityMap, atlas: Atlas, shadows: ShadowModels) -> dict[str, NDArray[Any]]:
+    """As the bundle keeps them."""
+    return {
+        **_under("map", network_tensors(network)),
+        **_under("shadows", network_tensors(shadows)),
+        "centres": atlas.centres,
+        "distances": atlas.distances,
+        "features": atlas.features,
+    }
+
+
+class ResponseNetworks:
+    """The networks of a bundle that spoil answers; each is read when a response first needs it."""
+
+    def __init__(self, bundle: Bundle, model: Model) -> None:
+        """
+        Args:
+            bundle: that may hold them.
+            model: the served one.
+        """
+        self._bundle, self._model = bundle, model
+        self._shape, self._classes = image_shape(bundle), len(bundle.manifest.model.classes)
+
+    def meco(self) -> Callable[[Views, NDArray[np.float32]], Answers]:
+        """From views and noise to probabilities.
+
+        Raises:
+            BundleError: the bundle has no such network, or one of another form.
+        """
+        network = self._load(MECO, MecoModel(self._untrained(), self._shape[0]), self._bundle.tensors(MECO))
+
+        def perturbed(inputs: Views, noise: NDArray[np.float32]) -> Answers:
+            return _ask(lambda: network(images(inputs), torch.from_numpy(noise).to(device())).softmax(1))
+
+        return perturbed
+
+    def misleading(self) -> Callable[[Views], Answers]:
+        """From views to probabilities that are wrong.
+
+        Raises:
+            BundleError: the bundle has no such network, or one of another form.
+        """
+        network = self._load(MISLEADING, self._untrained(), self._bundle.tensors(MISLEADING))
+        return lambda inputs: _ask(lambda: network(images(inputs)).softmax(1))
+
+    def queen(self) -> QueenNetworks:
+        """QUEEN's.
+
+        Raises:
+            BundleError: the bundle has no such networks, or some of another form.
+        """
+        tensors = self._bundle.tensors(QUEEN)
+        body, head = self._model.split()
+        try:
+            atlas = Atlas(tensors["centres"], tensors["distances"], tensors["features"])
+            shadow_models = len(tensors["shadows/layers.0.weight"]) // SHADOW_FILTERS[0]
+        except KeyError as error:
+            raise BundleError(f"{self._bundle.folder / QUEEN}.safetensors: has no {error}") from error
+        plane = self._load(QUEEN, SensitivityMap(atlas.features.shape[1]), _of("map", tensors))
+        empty = ShadowModels(self._shape, self._classes, shadow_models)
+        shadows = self._load(QUEEN, empty, _of("shadows", tensors))
+
+        def of_features(network: nn.Module, features: Answers) -> Tensor:
+            result: Tensor = network(torch.from_numpy(features).to(device()))
+            return result
+
+        return QueenNetworks(
+            atlas,
+            lambda features: _ask(lambda: of_features(plane, features)),
+            lambda inputs: _ask(lambda: body(images(inputs))),
+            lambda features: _ask(lambda: of_features(head, features).softmax(1)),
+            lambda inputs: _ask(lambda: shadows(images(inputs))),
+        )
+
+    def _untrained(self) -> nn.Module:
+        return ARCHITECTURES[self._bundle.manifest.model.architecture](self._shape, self._classes)
+
+    def _load(self, file: str, empty: nn.Module, tensors: Mapping[str, NDArray[Any]]) -> nn.Module:
+        try:
+            return load_network(empty, tensors)
+        except ValueError as error:
+            raise BundleError(f"{self._bundle.folder / file}.safetensors: {error}") from error
+
+
+def _ask(question: Callable[[], Tensor]) -> Answers:
+    with torch.inference_mode():
+        answers: Answers = question().float().cpu().numpy()
+    return answers
+
+
+def _under(name: str, tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    return {f"{name}/{key}": array for key, array in tensors.items()}
+
+
+def _of(name: str, tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    return {key.removeprefix(f"{name}/"): array for key, array in tensors.items() if key.startswith(f"{name}/")}

@@ -20,6 +20,7 @@ from services.inference.defence import Defence
 from services.inference.link import KafkaLink
 from services.inference.model import Model
 from services.inference.publisher import Destination, Limits, Publisher
+from services.inference.response_networks import ResponseNetworks
 from services.inference.responses.catalogue import Catalogue
 from services.inference.responses.memory import PerturbedMemory, Promises
 from services.inference.servicer import SERVICE, InferenceServicer
@@ -93,9 +94,10 @@ class InferenceServer:
         bundle = Bundle.load(settings.bundle)
         section = bundle.manifest.model
         interface = Interface(section, settings.answer_mode, _most_rows(settings, section), settings.max_request_bytes)
-        self._batcher = Batcher(Model(bundle).logits, settings.max_batch_rows, settings.max_waiting_rows)
+        served = Model(bundle)
+        self._batcher = Batcher(served.logits, settings.max_batch_rows, settings.max_waiting_rows)
         authenticator = Authenticator(settings.keys, self._clock)
-        self._streams = _streams(settings, bundle, self._clock) if settings.defence else None
+        self._streams = _streams(settings, bundle, served, self._clock) if settings.defence else None
         self._stopping = False
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(
@@ -186,7 +188,7 @@ def _most_rows(settings: InferenceSettings, model: ModelSection) -> int:
     return max(1, min(settings.max_request_rows, RECORD_BYTES // row_bytes))
 
 
-def _streams(settings: InferenceSettings, bundle: Bundle, clock: Clock) -> Streams:
+def _streams(settings: InferenceSettings, bundle: Bundle, served: Model, clock: Clock) -> Streams:
     model = bundle.manifest.model
     if len(model.input_shape) != 3 or model.input_shape[0] not in (1, 3):
         raise BundleError(f"{bundle.folder}: field model.input_shape is no image; perceptual hashes need one")
@@ -211,7 +213,8 @@ def _streams(settings: InferenceSettings, bundle: Bundle, clock: Clock) -> Strea
     memory = PerturbedMemory(settings.remembered_answers, settings.similar_bits)
     promises = Promises(settings.promised_answers, settings.promised_answers_an_account)
     key = hashlib.sha256((settings.response_key.get_secret_value() or bundle.fingerprint).encode()).digest()
-    responses = Catalogue(settings.answer_mode, len(model.classes), key, memory, promises)
+    networks = ResponseNetworks(bundle, served)
+    responses = Catalogue(settings.answer_mode, len(model.classes), key, memory, promises, networks)
     defence = Defence(model, settings.answer_mode, responses, publisher, clock)
     reader = partial(TopicReader, settings.kafka, partitions=settings.partitions, clock=clock)
     verdicts = reader(settings.topic(VERDICTS), apply=defence.apply_verdicts)

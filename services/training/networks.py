@@ -52,11 +52,11 @@ def _batches(
         yield images(augment(batch, random) if augment else batch), torch.from_numpy(data.labels[rows]).to(device())
 
 
-def _train(
+def train(
     network: NetworkType, name: str, data: Dataset, loss: Loss, recipe: Recipe, seed: int, progress: Progress,
     checkpoint: Path, augment: Augment | None = None,
 ) -> NetworkType:  # fmt: skip
-    """Train from where `checkpoint` left off; it is written after each epoch.
+    """Train a network from where `checkpoint` left off; it is written after each epoch.
 
     Every epoch draws from seeds of its own, so that an interrupted training ends with the same weights as another.
     """
@@ -125,7 +125,7 @@ def train_victim(
         return varied_photographs(batch, random, plain=0.5)
 
     path = checkpoints / "victim.safetensors"
-    return _train(network, f"victim, {architecture}", data, loss, recipe, seed, progress, path, varied)
+    return train(network, f"victim, {architecture}", data, loss, recipe, seed, progress, path, varied)
 
 
 def train_reference(
@@ -153,7 +153,7 @@ def train_reference(
         return functional.cross_entropy(logits[: len(x)], y) + suspicion
 
     path, recipe = checkpoints / "reference.safetensors", Recipe(epochs, rate=2e-3)
-    return _train(network, "reference encoder", data, loss, recipe, seed, progress, path, varied_photographs)
+    return train(network, "reference encoder", data, loss, recipe, seed, progress, path, varied_photographs)
 
 
 def train_similarity(
@@ -193,7 +193,7 @@ def train_similarity(
     for stage, loss, length in (("as a classifier", classify, epochs), ("contrastive", contrast, contrastive_epochs)):
         checkpoint = checkpoints / f"{stage.replace(' ', '-')}.safetensors"
         recipe = Recipe(length, rate=1e-3, batch=64)
-        _train(network, f"similarity encoder, {stage}", data, loss, recipe, seed, progress, checkpoint)
+        train(network, f"similarity encoder, {stage}", data, loss, recipe, seed, progress, checkpoint)
     return network
 
 
@@ -221,7 +221,7 @@ def train_perturbation(
     truth = np.repeat(np.array([0, 1]), [len(honest), len(crafted)])
     path, recipe = checkpoints / "perturbation.safetensors", Recipe(epochs, rate=2e-3)
     data = Dataset(np.concatenate([honest, crafted]), truth)
-    return _train(network, "classifier of perturbations", data, loss, recipe, seed, progress, path)
+    return train(network, "classifier of perturbations", data, loss, recipe, seed, progress, path)
 
 
 def data_variance(data: Dataset) -> float:
@@ -243,4 +243,4 @@ def train_likelihood(
         return value
 
     recipe = Recipe(epochs, rate=1e-3, batch=64)
-    return _train(network, "VQ-VAE", data, loss, recipe, seed, progress, checkpoints / "likelihood.safetensors")
+    return train(network, "VQ-VAE", data, loss, recipe, seed, progress, checkpoints / "likelihood.safetensors")

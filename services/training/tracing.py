@@ -276,7 +276,8 @@ def _deaf_children() -> Iterator[None]:
 def traced_by(bundle: Bundle) -> str:
     """Names everything in a bundle that a trace depends on: the networks, T, and what bounds a memory."""
     manifest = bundle.manifest
-    networks = {name: digest for name, digest in manifest.files.items() if not name.startswith("evidence-")}
+    unseen = ("evidence-", "response-")
+    networks = {name: digest for name, digest in manifest.files.items() if not name.startswith(unseen)}
     prada, similarity = manifest.prada.model_dump(), manifest.similarity.model_dump()
     bounds = [sorted((prada | {"delta": 0}).items()), sorted((similarity | {"delta": 0, "pairs": 0}).items())]
     numbers = f"{manifest.tmsp.temperature!r} {manifest.likelihood.data_variance!r}"

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from services.inference.response_networks import ResponseNetworks
 from services.inference.responses.amao import Amao
 from services.inference.responses.dawn import Dawn
 from services.inference.responses.interface import AnswerMode, ResponsePolicy
 from services.inference.responses.memory import PerturbedMemory, Promises
+from services.inference.responses.modelled import AdaptiveMisinformation, Meco
+from services.inference.responses.queen import Queen
 from services.inference.responses.stateless import (
     GradientRedirection,
     PredictionPoisoning,
@@ -16,12 +19,16 @@ from services.inference.responses.stateless import (
     Rounding,
     TopK,
 )
+from shared.bundle import BundleError
 from shared.log import get_logger
 from shared.responses import (
+    AdaptiveMisinformationResponse,
     AmaoResponse,
     DawnResponse,
     GradientRedirectionResponse,
+    MecoResponse,
     PredictionPoisoningResponse,
+    QueenResponse,
     RandomPerturbationResponse,
     Response,
     ResponseError,
@@ -52,7 +59,15 @@ class Chosen:
 class Catalogue:
     """Builds response policies and keeps them; what they remember of all accounts they share."""
 
-    def __init__(self, mode: AnswerMode, classes: int, key: bytes, memory: PerturbedMemory, promises: Promises) -> None:
+    def __init__(
+        self,
+        mode: AnswerMode,
+        classes: int,
+        key: bytes,
+        memory: PerturbedMemory,
+        promises: Promises,
+        networks: ResponseNetworks,
+    ) -> None:
         """
         Args:
             mode: what the model answers.
@@ -60,11 +75,13 @@ class Catalogue:
             key: secret; the same for all replicas.
             memory: of spoiled answers.
             promises: of true ones.
+            networks: that some responses need.
         """
         self._classes = classes
         self._key = key
         self.memory = memory
         self._promises = promises
+        self._networks = networks
         self._mode = mode
         self._chosen: dict[str, Chosen] = {}
 
@@ -74,15 +91,15 @@ class Catalogue:
         if chosen is None:
             if len(self._chosen) >= MOST_RESPONSES:
                 del self._chosen[next(iter(self._chosen))]
-            chosen = self._chosen[text] = Chosen(text, self._build(self._read(text)))
+            chosen = self._chosen[text] = Chosen(text, self._make(text))
         return chosen
 
-    def _read(self, text: str) -> Response:
+    def _make(self, text: str) -> ResponsePolicy:
         try:
-            return parse_response(text) if text else DEFAULT_RESPONSE
-        except ResponseError as error:
-            log.error("a verdict's response is none of this build's, the default stands in", error=str(error))
-            return DEFAULT_RESPONSE
+            return self._build(parse_response(text) if text else DEFAULT_RESPONSE)
+        except (ResponseError, BundleError) as error:
+            log.error("a verdict's response cannot be had, the default stands in", response=text, error=str(error))
+            return self._build(DEFAULT_RESPONSE)
 
     def _build(self, response: Response) -> ResponsePolicy:
         match response:
@@ -102,3 +119,9 @@ class Catalogue:
                 return TopK(self._mode, response.k)
             case RoundingResponse():
                 return Rounding(self._mode, response.decimals)
+            case AdaptiveMisinformationResponse():
+                return AdaptiveMisinformation(self._mode, self._networks.misleading(), response.tau, response.nu)
+            case MecoResponse():
+                return Meco(self._mode, self._networks.meco(), self._key if response.keyed else None)
+            case QueenResponse():
+                return Queen(self._mode, self._networks.queen(), self._promises, response)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from services.inference.responses.interface import AccountStates, AnswerMode, Queries, Told, truth
 from services.inference.responses.memory import Promises
+from shared.responses import QueenResponse
 
 STEPS = 20
 STEP = 0.05
@@ -44,6 +45,25 @@ class Atlas:
     centres: NDArray[np.float32]
     distances: NDArray[np.float32]
     features: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class QueenNetworks:
+    """What QUEEN asks of networks.
+
+    Attributes:
+        atlas: of the classes.
+        points_of: from features [n, d] to points [n, 2].
+        features_of: from views to the served model's features [n, d].
+        probabilities_of: from features to the served model's probabilities [n, classes].
+        shadows_of: from views to the shadow models' mean probabilities [n, classes].
+    """
+
+    atlas: Atlas
+    points_of: Callable[[NDArray[np.float32]], NDArray[np.float32]]
+    features_of: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+    probabilities_of: Callable[[NDArray[np.float32]], NDArray[np.float32]]
+    shadows_of: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,38 +105,17 @@ class Queen:
 
     name = "queen"
 
-    def __init__(
-        self,
-        mode: AnswerMode,
-        atlas: Atlas,
-        points_of: Callable[[NDArray[np.float32]], NDArray[np.float32]],
-        features_of: Callable[[NDArray[np.uint8]], NDArray[np.float32]],
-        probabilities_of: Callable[[NDArray[np.float32]], NDArray[np.float32]],
-        shadows_of: Callable[[NDArray[np.uint8]], NDArray[np.float32]],
-        promises: Promises,
-        threshold: float,
-        radius: float,
-        alpha: float,
-        beta: float,
-    ) -> None:
+    def __init__(self, mode: AnswerMode, networks: QueenNetworks, promises: Promises, response: QueenResponse) -> None:
         """
         Args:
             mode: what the model answers.
-            atlas: of the classes.
-            points_of: from features [n, d] to points [n, 2].
-            features_of: from views to the served model's features [n, d].
-            probabilities_of: from features to the served model's probabilities [n, classes].
-            shadows_of: from views to the shadow models' mean probabilities [n, classes].
+            networks: what the bundle holds for it.
             promises: of all accounts; here, inputs that were answered gently.
-            threshold: cumulative sensitivity of a class from which on gradients are reversed.
-            radius: r, in mean distances of the class, within which two queries count once.
-            alpha: steepness of a query's sensitivity.
-            beta: radius of the disc, in mean distances.
+            response: its parameters.
         """
-        self._mode, self._atlas = mode, atlas
-        self._points_of, self._features_of, self._shadows_of = points_of, features_of, shadows_of
-        self._probabilities_of, self._promises = probabilities_of, promises
-        self._threshold, self._radius, self._alpha, self._beta = threshold, radius, alpha, beta
+        self._mode, self._networks, self._promises = mode, networks, promises
+        self._response = response
+        self._atlas = atlas = networks.atlas
         classes = len(atlas.centres)
         self._accounts = AccountStates(lambda: Covered(np.zeros(classes)))
         gaps = np.linalg.norm(atlas.features[:, None] - atlas.features[None], axis=2)
@@ -125,11 +124,11 @@ class Queen:
 
     def see(self, queries: Queries) -> Seen:
         """See `ResponsePolicy.see`."""
-        features = self._features_of(queries.inputs)
+        features = self._networks.features_of(queries.inputs)
         return Seen(
-            self._points_of(features),
+            self._networks.points_of(features),
             self._bend(features, queries.probabilities),
-            self._shadows_of(queries.inputs),
+            self._networks.shadows_of(queries.inputs),
         )
 
     def answer(self, queries: Queries, seen: Seen) -> Told:
@@ -144,7 +143,7 @@ class Queen:
                 continue
             if self._cover(covered, seen.points[row], label):
                 counted.append((label, seen.points[row]))
-            if covered.sensitivity[label] > self._threshold:
+            if covered.sensitivity[label] > self._response.threshold:
                 probabilities[row] = unlearning(queries.probabilities[row], seen.shadows[row])
             else:
                 self._promises.keep(queries.account, (digest,))
@@ -165,18 +164,20 @@ class Queen:
                 self._cover(covered, point, label)
 
     def _is_sensitive(self, point: NDArray[np.float32], label: int) -> bool:
-        return bool(self._distance(point, label) < self._beta * self._atlas.distances[label])
+        return bool(self._distance(point, label) < self._response.beta * self._atlas.distances[label])
 
     def _distance(self, point: NDArray[np.float32], label: int) -> float:
         return float(np.linalg.norm(point - self._atlas.centres[label]))
 
     def _cover(self, covered: Covered, point: NDArray[np.float32], label: int) -> bool:
         """Take in a sensitive query; whether it covers anything that was not covered before."""
-        ball, disc = (share * float(self._atlas.distances[label]) for share in (self._radius, self._beta))
+        ball, disc = (
+            share * float(self._atlas.distances[label]) for share in (self._response.radius, self._response.beta)
+        )
         known = covered.points.get(label)
         if known is not None and np.linalg.norm(known - point, axis=1).min() < ball:
             return False
-        sensitivity = 0.5 * math.erfc(self._alpha * (self._distance(point, label) - disc) / disc)
+        sensitivity = 0.5 * math.erfc(self._response.alpha * (self._distance(point, label) - disc) / disc)
         covered.sensitivity[label] += sensitivity**2 * (ball / disc) ** 2
         if covered.count < MOST_POINTS:
             covered.points[label] = point[None] if known is None else np.concatenate([known, point[None]])
@@ -189,7 +190,7 @@ class Queen:
         target = self._atlas.features[self._farthest[labels]]
         shares = (STEP * np.arange(STEPS + 1, dtype=np.float32))[:, None, None]
         way = features + shares * (target - features)
-        told = self._probabilities_of(way.reshape(-1, features.shape[1])).reshape(STEPS + 1, *honest.shape)
+        told = self._networks.probabilities_of(way.reshape(-1, features.shape[1])).reshape(STEPS + 1, *honest.shape)
         keeps = np.logical_and.accumulate(told.argmax(axis=2) == labels, axis=0)
         last = np.maximum(keeps.sum(axis=0) - 1, 0)
         bent: NDArray[np.float32] = told[last, np.arange(len(honest))]

@@ -11,8 +11,9 @@ from scipy.optimize import minimize
 
 from services.inference.responses.interface import AnswerMode, Queries, Told
 from services.inference.responses.memory import Promises
-from services.inference.responses.queen import Atlas, Queen, unlearning
+from services.inference.responses.queen import Atlas, Queen, QueenNetworks, unlearning
 from shared.detection import input_digests
+from shared.responses import QueenResponse
 
 CLASSES = 3
 CENTRES = np.array([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]], dtype=np.float32)
@@ -36,10 +37,8 @@ def shadows_of(inputs: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 def queen(mode: AnswerMode = AnswerMode.PROBABILITIES, threshold: float = 0.2) -> Queen:
     atlas = Atlas(CENTRES, np.full(CLASSES, 2.0, dtype=np.float32), CENTRES)
-    same = lambda points: points  # noqa: E731
-    return Queen(
-        mode, atlas, same, points_of, probabilities_at, shadows_of, Promises(10_000, 10_000), threshold, 0.2, 1.0, 1.0
-    )
+    networks = QueenNetworks(atlas, lambda points: points, points_of, probabilities_at, shadows_of)
+    return Queen(mode, networks, Promises(10_000, 10_000), QueenResponse(threshold=threshold, radius=0.2))
 
 
 def asked(points: NDArray[np.float64] | list[list[float]], account: str = "thief") -> Queries:
