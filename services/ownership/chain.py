@@ -9,9 +9,10 @@ timestamping service) before a suspect model is looked at.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from services.ownership.errors import OwnershipError
 from shared.codec import CodecError, decode_perturbed
 from shared.events import PerturbedAnswer
 
@@ -23,6 +24,15 @@ _DOMAIN = b"portcullis ownership chain 1\0"
 
 class RecordError(ValueError):
     """A record's bytes are no spoiled answer that could be evidence; the message says why."""
+
+
+class BrokenChainError(OwnershipError):
+    """A chain is not what it was; the message says where and why."""
+
+    def __init__(self, position: int, reason: str) -> None:
+        super().__init__(reason)
+        self.position = position
+        """Of the first broken link."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +48,6 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True)
-class Break:
-    """The first link that is not what it was."""
-
-    position: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
 class Checked:
     """What a look at a whole chain found."""
 
@@ -53,7 +55,7 @@ class Checked:
     """Sound ones, up to the break if there is one."""
     head: bytes
     """Hash of the last sound one; the genesis of an empty chain."""
-    broken: Break | None
+    broken: BrokenChainError | None
 
 
 def genesis(model_name: str, account: str) -> bytes:
@@ -67,34 +69,44 @@ def link(previous: bytes, record: bytes) -> bytes:
     return hashlib.sha256(previous + record).digest()
 
 
-def check(model_name: str, account: str, links: Iterable[Link]) -> Checked:
-    """Go along a chain from its beginning, to its end or its first broken link.
+def follow(model_name: str, account: str, links: Iterable[Link]) -> Iterator[tuple[Link, PerturbedAnswer]]:
+    """Go along a chain from its beginning, and hand on each sound link with what its record says.
 
     A link is broken where its position is not the next one, its hash is not that of its record after the previous
     link, or its record is not of this model and account.
+
+    Raises:
+        BrokenChainError: at the first broken link.
     """
     head = genesis(model_name, account)
-    count = 0
-    for found in links:
-        if reason := _fault(model_name, account, head, count, found):
-            return Checked(count, head, Break(count, reason))
+    for position, found in enumerate(links):
+        if found.position != position:
+            raise BrokenChainError(position, f"record {position} is missing, record {found.position} follows")
+        if link(head, found.record) != found.hash:
+            raise BrokenChainError(position, f"record {position} or its hash was altered")
+        try:
+            answer = understand(found.record)
+        except RecordError as error:
+            raise BrokenChainError(position, f"record {position} is no spoiled answer: {error}") from error
+        if (answer.model_name, answer.account) != (model_name, account):
+            raise BrokenChainError(
+                position, f"record {position} is of account {answer.account!r} of model {answer.model_name!r}"
+            )
+        yield found, answer
         head = found.hash
-        count += 1
-    return Checked(count, head, None)
 
 
-def _fault(model_name: str, account: str, previous: bytes, position: int, found: Link) -> str:
-    if found.position != position:
-        return f"record {position} is missing, record {found.position} follows"
-    if link(previous, found.record) != found.hash:
-        return f"record {position} or its hash was altered"
+def check(model_name: str, account: str, links: Iterable[Link]) -> Checked:
+    """Go along a chain to its end, or to its first broken link; see `follow`."""
+    head = genesis(model_name, account)
+    records = 0
     try:
-        answer = understand(found.record)
-    except RecordError as error:
-        return f"record {position} is no spoiled answer: {error}"
-    if (answer.model_name, answer.account) != (model_name, account):
-        return f"record {position} is of account {answer.account!r} of model {answer.model_name!r}"
-    return ""
+        for found, _ in follow(model_name, account, links):
+            head = found.hash
+            records += 1
+    except BrokenChainError as error:
+        return Checked(records, head, error)
+    return Checked(records, head, None)
 
 
 def understand(value: bytes | None) -> PerturbedAnswer:

@@ -46,6 +46,7 @@ from services.ownership.chain import (
     link,
     understand,
 )
+from services.ownership.errors import OwnershipError
 from shared.events import PerturbedAnswer
 
 FORMAT = 1
@@ -106,7 +107,7 @@ _POSTGRESQL_PASSING = ("08", "25006", "40", "53", "55P03", "57", "58")
 _POSTGRESQL_FULL = "53100"
 
 
-class RegistryError(RuntimeError):
+class RegistryError(OwnershipError):
     """The registry cannot be used; the message says why and what to do."""
 
 
