@@ -128,7 +128,11 @@ def verify(
 
 
 @evidence.command("list")
-def list_evidence(registry: RegistryUrl = DEFAULT_REGISTRY, model: str = "", as_json: AsJson = False) -> None:
+def list_evidence(
+    registry: RegistryUrl = DEFAULT_REGISTRY,
+    model: Annotated[str, typer.Option(help="Of this model only.")] = "",
+    as_json: AsJson = False,
+) -> None:
     """Show every account with spoiled answers, how many, and the head of its chain."""
     with _opened(registry) as opened:
         rows = [
@@ -153,9 +157,8 @@ def export(
     with _opened(registry) as opened:
         from services.ownership.evidence import export_evidence
 
-        (chain,) = _wanted(
-            opened, registry, model or Bundle.load(ServiceSettings().bundle).manifest.model.name, [account]
-        )
+        name = model or Bundle.load(ServiceSettings().bundle).manifest.model.name
+        (chain,) = _wanted(opened, name, [account])
         export_evidence(opened, chain, output)
     document = {"file": str(output), "account": account, "records": chain.records, "head": chain.head.hex()}
     say(document, as_json, f"{output}: {chain.records} records of {account}, head {chain.head.hex()}")
@@ -218,17 +221,21 @@ def _chains(
                     f"{one.path}: is of the model {one.header.model_name}, the bundle of {model_name}; set "
                     "PORTCULLIS_BUNDLE"
                 )
-        chosen = [one for one in opened if not accounts or one.header.account in accounts]
+        held = {one.header.account: one for one in opened}
+        if len(held) < len(opened) or not held.keys() >= set(accounts):
+            there = ", ".join(one.header.account for one in opened)
+            raise CommandError(f"--evidence must name one file of each account; these are of {there}")
+        chosen = [held[name] for name in dict.fromkeys(accounts)] or list(held.values())
         return [(one.header.account, one.links()) for one in chosen], sum(one.header.records for one in chosen)
     source = stack.enter_context(_opened(registry))
-    wanted = _wanted(source, registry, model_name, accounts)
+    wanted = _wanted(source, model_name, accounts)
     return (
         [(of.account, source.links(of.model_name, of.account, of.records)) for of in wanted],
         sum(of.records for of in wanted),
     )
 
 
-def _wanted(registry: Registry, url: str, model_name: str, accounts: Sequence[str]) -> list[Chain]:
+def _wanted(registry: Registry, model_name: str, accounts: Sequence[str]) -> list[Chain]:
     """
     Raises:
         CommandError: there is no evidence of one of the accounts, or none at all.
@@ -240,7 +247,7 @@ def _wanted(registry: Registry, url: str, model_name: str, accounts: Sequence[st
         raise CommandError(
             f"no answer of {model_name} to {of} was spoiled so far; `portcullis evidence list` shows what there is"
         )
-    return [chains[account] for account in accounts] if accounts else list(chains.values())
+    return [chains[account] for account in dict.fromkeys(accounts)] or list(chains.values())
 
 
 def _class_map(text: str, section: ModelSection) -> list[int] | None:

@@ -2,8 +2,8 @@
 changing. Pure.
 
 A chain proves that records are the ones that its last hash, the head, was made of. It says nothing of when: whoever
-holds the registry can make another chain of other records. So a head must be left with somebody else (a notary, a
-timestamping service) before a suspect model is looked at.
+holds the registry can cut its end off, or make another chain of other records. So a head must be left with somebody
+else (a notary, a timestamping service) before a suspect model is looked at.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+
+import numpy as np
 
 from services.ownership.errors import OwnershipError
 from shared.codec import CodecError, decode_perturbed
@@ -29,8 +31,8 @@ class RecordError(ValueError):
 class BrokenChainError(OwnershipError):
     """A chain is not what it was; the message says where and why."""
 
-    def __init__(self, position: int, reason: str) -> None:
-        super().__init__(reason)
+    def __init__(self, account: str, position: int, reason: str) -> None:
+        super().__init__(f"the evidence of {account} is not what it was: {reason}")
         self.position = position
         """Of the first broken link."""
 
@@ -81,16 +83,16 @@ def follow(model_name: str, account: str, links: Iterable[Link]) -> Iterator[tup
     head = genesis(model_name, account)
     for position, found in enumerate(links):
         if found.position != position:
-            raise BrokenChainError(position, f"record {position} is missing, record {found.position} follows")
+            raise BrokenChainError(account, position, f"record {position} is missing, record {found.position} follows")
         if link(head, found.record) != found.hash:
-            raise BrokenChainError(position, f"record {position} or its hash was altered")
+            raise BrokenChainError(account, position, f"record {position} or its hash was altered")
         try:
             answer = understand(found.record)
         except RecordError as error:
-            raise BrokenChainError(position, f"record {position} is no spoiled answer: {error}") from error
+            raise BrokenChainError(account, position, f"record {position} is no spoiled answer: {error}") from error
         if (answer.model_name, answer.account) != (model_name, account):
             raise BrokenChainError(
-                position, f"record {position} is of account {answer.account!r} of model {answer.model_name!r}"
+                account, position, f"record {position} is of account {answer.account!r} of model {answer.model_name!r}"
             )
         yield found, answer
         head = found.hash
@@ -113,8 +115,8 @@ def understand(value: bytes | None) -> PerturbedAnswer:
     """A record of the topic `perturbed`, as evidence needs it.
 
     Raises:
-        RecordError: it is a tombstone, cannot be decoded, names nobody, or its logits and answer are no two vectors of
-            the same classes.
+        RecordError: it is a tombstone, cannot be decoded, names nobody, or its logits and answer are no two finite
+            vectors of the same classes.
     """
     if value is None:
         raise RecordError("a tombstone: the topic is not compacted, and nothing is taken back")
@@ -132,4 +134,6 @@ def understand(value: bytes | None) -> PerturbedAnswer:
             f"PerturbedAnswer.logits {list(answer.logits.shape)} and answer {list(answer.answer.shape)} are not both "
             "[classes]"
         )
+    if not (np.isfinite(answer.logits).all() and np.isfinite(answer.answer).all()):
+        raise RecordError("PerturbedAnswer.logits or answer has a value that is not finite")
     return answer

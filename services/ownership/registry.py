@@ -184,7 +184,7 @@ class Registry:
             except OSError as error:
                 raise RegistryUnavailableError(f"{folder}: {error.strerror}", full=False) from error
         registry = cls(_engine(where, writes=True))
-        with registry._transaction() as connection:
+        with registry._closed_on_failure(), registry._transaction() as connection:
             if not inspect(connection).has_table(_format.name):
                 _metadata.create_all(connection)
                 connection.execute(insert(_format).values(format=FORMAT))
@@ -204,7 +204,7 @@ class Registry:
         if where.drivername == "sqlite" and not Path(where.database or "").is_file():
             raise RegistryError(missing)
         registry = cls(_engine(where, writes=False))
-        with registry._transaction() as connection:
+        with registry._closed_on_failure(), registry._transaction() as connection:
             if not inspect(connection).has_table(_format.name):
                 raise RegistryError(missing)
             registry._require_format(connection)
@@ -338,14 +338,23 @@ class Registry:
             ]
 
     @contextmanager
+    def _closed_on_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
+
+    @contextmanager
     def _transaction(self) -> Iterator[Connection]:
         try:
             with self.engine.begin() as connection:
                 yield connection
         except DBAPIError as error:
-            if passing := _passing(error):
-                raise passing from error
-            raise
+            passes, full = _looks_passing(error)
+            if not passes:
+                raise
+            raise RegistryUnavailableError(f"{self.engine.url}: {str(error.orig).strip()}", full) from error
 
     def _require_format(self, connection: Connection) -> None:
         (found,) = connection.execute(select(_format.c.format)).scalars().all() or (None,)
@@ -495,16 +504,13 @@ def _set_up_sqlite(engine: Engine, writes: bool) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
-def _passing(error: DBAPIError) -> RegistryUnavailableError | None:
-    """The error that waiting may mend, or None: then it is a bug or a broken database."""
+def _looks_passing(error: DBAPIError) -> tuple[bool, bool]:
+    """Whether waiting may mend it, and whether there is no room; otherwise it is a bug or a broken database."""
     if not isinstance(error, OperationalError) and not error.connection_invalidated:
-        return None
+        return False, False
     cause = error.orig
-    message = str(cause).strip()
     if isinstance(cause, sqlite3.Error):
         code = getattr(cause, "sqlite_errorcode", 0) & 0xFF  # without what it says in detail
-        return RegistryUnavailableError(message, code == sqlite3.SQLITE_FULL) if code in _SQLITE_PASSING else None
+        return code in _SQLITE_PASSING, code == sqlite3.SQLITE_FULL
     state: str = getattr(cause, "sqlstate", None) or "08"  # psycopg has none where there was no connection at all
-    return (
-        RegistryUnavailableError(message, state == _POSTGRESQL_FULL) if state.startswith(_POSTGRESQL_PASSING) else None
-    )
+    return state.startswith(_POSTGRESQL_PASSING), state == _POSTGRESQL_FULL

@@ -6,6 +6,7 @@ files give their weights to a network of ours, and no code that a file carries i
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -33,7 +34,9 @@ from shared.pb.open_inference import open_inference_grpc_pb2 as pb
 from shared.pb.open_inference import open_inference_grpc_pb2_grpc as rpc
 
 BATCH = 32
-"""Inputs of one question."""
+"""Most inputs of one question."""
+MOST_QUESTION_BYTES = 2 * 2**20
+"""Of the inputs of one question, as float32; servers take a few MiB."""
 MOST_FILE_BYTES = 2**30
 ANSWER_SECONDS = 20.0
 """A question unanswered for so long is asked again, or given up."""
@@ -81,6 +84,7 @@ class Suspect(ABC):
         self._section = section
         self._class_map = None if class_map is None else np.array(class_map, dtype=np.int64)
         self._classes = len(section.classes) if class_map is None else len(class_map)
+        self._rows = max(1, min(BATCH, MOST_QUESTION_BYTES // (4 * math.prod(section.input_shape))))
 
     def labels(self, inputs: NDArray[np.uint8]) -> Labels:
         """What it says of inputs.
@@ -94,7 +98,7 @@ class Suspect(ABC):
         Raises:
             SuspectError: it does not answer, or not in our terms.
         """
-        said = [self._ask(inputs[start : start + BATCH]) for start in range(0, len(inputs), BATCH)]
+        said = [self._ask(inputs[start : start + self._rows]) for start in range(0, len(inputs), self._rows)]
         labels = np.concatenate(said) if said else np.zeros(0, dtype=np.int64)
         return labels if self._class_map is None else self._class_map[labels]
 

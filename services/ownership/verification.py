@@ -38,7 +38,7 @@ from shared.events import PerturbedAnswer
 SIMILAR_BITS = 8
 """Perceptual hashes that differ in no more bits count as one mark; as inference's own memory has it by default."""
 THRESHOLD = 0.5
-"""t of Algorithm 3. The paper gives no value; in its Table 11 thieves reach 88 to 100%, others less than 0.5%."""
+"""t of Algorithm 3. The paper gives no value; in its Table 11 copies reach 87 to 100%, other models less than 1%."""
 LEVEL = 0.001
 CONFIDENCE = 0.95
 LEAST = 1e-300

@@ -67,7 +67,7 @@ def test_a_thiefs_file_ends_with_a_claim_and_names_the_account(command: Command,
 def test_an_innocent_file_ends_with_nothing_shown(command: Command, files: Path) -> None:
     said = command.run("verify", f"{files}/innocent.safetensors")
     assert "nothing shows that" in said
-    assert "--innocent is better" in said
+    assert "no --innocent model was given" in said
     document = command.json("verify", f"{files}/innocent.safetensors", "--account", "mallory")
     assert not document["claim"]
     assert [of["account"] for of in document["accounts"]] == ["mallory"]
@@ -121,6 +121,8 @@ def test_evidence_is_listed_exported_checked_and_enough_for_a_verification(
     assert command.json("evidence", "check", str(file), "--head", exported["head"])["known"] == MARKS
     document = command.json("verify", f"{files}/thief.safetensors", "--evidence", str(file), status=CLAIM)
     assert [of["account"] for of in document["accounts"]] == ["mallory"]
+    said = command.run("verify", f"{files}/thief.safetensors", *2 * ("--evidence", str(file)), status=1)
+    assert "one file of each account; these are of mallory, mallory" in said
     file.write_text(file.read_text().replace('"told":', '"told":1', 1))
     assert "record 0" in command.run("evidence", "check", str(file), status=1)
 

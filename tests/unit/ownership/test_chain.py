@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -116,6 +117,10 @@ def test_what_is_understood_is_what_was_published_and_the_rest_says_why(answer: 
             "PerturbedAnswer.query_id is empty, not",
         ),
         (encode_perturbed(dataclasses.replace(spoiled(1), answer=spoiled(1).answer[:3])), "are not both"),
+        (
+            encode_perturbed(dataclasses.replace(spoiled(1), logits=spoiled(1).logits * np.float32(np.inf))),
+            "not finite",
+        ),
     ],
 )
 def test_a_record_that_is_no_evidence_is_refused_with_the_field(value: bytes | None, reason: str) -> None:
