@@ -37,6 +37,8 @@ BATCH = 32
 """Most inputs of one question."""
 MOST_QUESTION_BYTES = 2 * 2**20
 """Of the inputs of one question, as float32; servers take a few MiB."""
+MOST_FIXED_VALUES = 2**26
+"""Of one batch of a size that an ONNX model insists on."""
 MOST_FILE_BYTES = 2**30
 ANSWER_SECONDS = 20.0
 """A question unanswered for so long is asked again, or given up."""
@@ -309,6 +311,8 @@ class OnnxSuspect(Suspect):
         self._input, self._output = taken[0], given[0].name
         rows = taken[0].shape[0]
         self._fixed_rows = rows if isinstance(rows, int) and rows > 0 else 0
+        if self._fixed_rows * math.prod(section.input_shape) > MOST_FIXED_VALUES:
+            raise SuspectError(f"{path}: takes {rows} inputs at once, which is too many; export it for fewer")
 
     def _require_plain(self, data: bytes) -> None:
         """

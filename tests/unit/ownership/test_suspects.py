@@ -174,6 +174,10 @@ def test_an_onnx_model_of_a_fixed_batch_is_asked_by_such_batches(tmp_path: Path)
     np.testing.assert_array_equal(opened(fixed).labels(PICTURES), opened(free).labels(PICTURES))
 
 
+def test_an_onnx_model_that_insists_on_a_huge_batch_is_refused(tmp_path: Path) -> None:
+    assert "takes 1000000000 inputs at once" in refusal(linear(tmp_path / "huge.onnx", (10**9, 1, 28, 28)))
+
+
 def test_an_onnx_model_of_other_inputs_or_classes_is_refused_with_what_differs(tmp_path: Path) -> None:
     file = tmp_path / "model.onnx"
     said = refusal(linear(file, (None, 3, 32, 32)))
