@@ -16,6 +16,7 @@ from shared.events import (
     OverrideKind,
     PerturbedAnswer,
     QueryBatch,
+    ResponseNote,
     Signal,
     SignalBatch,
     Verdict,
@@ -24,7 +25,9 @@ from shared.pb.portcullis.v1 import events_pb2 as pb
 
 SCHEMA_VERSION = 1
 
-_MessageType = TypeVar("_MessageType", pb.QueryBatch, pb.SignalBatch, pb.Verdict, pb.Override, pb.PerturbedAnswer)
+_MessageType = TypeVar(
+    "_MessageType", pb.QueryBatch, pb.SignalBatch, pb.Verdict, pb.Override, pb.PerturbedAnswer, pb.ResponseNote
+)
 
 
 class CodecError(ValueError):
@@ -326,4 +329,36 @@ def decode_perturbed(data: bytes) -> PerturbedAnswer:
         input=_array(message.input, "PerturbedAnswer.input", "|u1"),
         logits=_array(message.logits, "PerturbedAnswer.logits", "<f4"),
         answer=_array(message.answer, "PerturbedAnswer.answer", "<f4"),
+    )
+
+
+def encode_response_note(note: ResponseNote) -> bytes:
+    """A response policy's note as a record's value."""
+    return pb.ResponseNote(
+        schema_version=SCHEMA_VERSION,
+        account=note.account,
+        model_name=note.model_name,
+        model_version=note.model_version,
+        response=note.response,
+        noted_at_us=note.noted_at,
+        note=note.note,
+    ).SerializeToString()
+
+
+def decode_response_note(data: bytes) -> ResponseNote:
+    """The inverse of `encode_response_note`.
+
+    Raises:
+        CodecError: the bytes are no note of this schema.
+    """
+    message = _parse(pb.ResponseNote, data)
+    if not message.account:
+        raise CodecError("ResponseNote.account is empty")
+    return ResponseNote(
+        account=message.account,
+        model_name=message.model_name,
+        model_version=message.model_version,
+        response=message.response,
+        noted_at=message.noted_at_us,
+        note=message.note,
     )

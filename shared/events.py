@@ -111,7 +111,7 @@ class Verdict:
     cause_query_id: str = ""
     cause_accepted_at: int = 0
     response: str = ""
-    """Response policy for PERTURB."""
+    """For PERTURB: how answers are spoiled, as `shared.responses.response_text` writes it."""
     queries_per_second: float = 0.0
     """Rate that THROTTLE leaves to the account."""
     at_query: int = 0
@@ -157,3 +157,18 @@ class PerturbedAnswer:
     input: NDArray[np.uint8] = field(repr=False)
     logits: NDArray[np.float32] = field(repr=False)
     answer: NDArray[np.float32] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseNote:
+    """What a response policy must remember of an account under PERTURB: of all replicas, and after a restart."""
+
+    account: str
+    model_name: str
+    model_version: str
+    response: str
+    """As in the verdict."""
+    noted_at: int
+    """Microseconds since the Unix epoch."""
+    note: bytes
+    """The policy's own."""

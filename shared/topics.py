@@ -50,9 +50,10 @@ SIGNALS = Topic("signals", Cleanup.DELETE, 7 * DAY_MS)
 VERDICTS = Topic("verdicts", Cleanup.COMPACT, -1)
 OVERRIDES = Topic("overrides", Cleanup.COMPACT, -1)
 PERTURBED = Topic("perturbed", Cleanup.DELETE, -1)
+RESPONSE_NOTES = Topic("response-notes", Cleanup.DELETE, 3 * DAY_MS)
 ALERTS = Topic("alerts", Cleanup.DELETE, 30 * DAY_MS)
 
-TOPICS = (QUERIES, SIGNALS, VERDICTS, OVERRIDES, PERTURBED, ALERTS)
+TOPICS = (QUERIES, SIGNALS, VERDICTS, OVERRIDES, PERTURBED, RESPONSE_NOTES, ALERTS)
 READ_BY_STREAMS = (QUERIES, SIGNALS, OVERRIDES)
 """Topics with a dead topic beside them."""
 

@@ -8,11 +8,11 @@ it lasts. What is in force is the pin where there is one, the standing elsewhere
 an account whose pin ends is at once where the rules would have it.
 
 Rising and falling. A rule fires when its conditions have held for its number of queries, which the slowest detector
-counts: one that has stopped must not condemn an account by what it said last. The strongest firing rule lifts the
-standing at once. The standing falls, to the strongest rule that still fires, only when no rule of its action
-fires, its time to live since it last fired has passed, and the evidence is below its release level. A ban is different,
-since a banned account is not heard and its evidence cannot change: it ends with its time to live, and then has to be
-earned again in full.
+counts: one that has stopped must not condemn an account by what it said last. The strongest firing rule, by its action
+and then by its response, lifts the standing at once. The standing falls, to the strongest rule that still fires, only
+when no rule of its strength fires, its time to live since it last fired has passed, and the evidence is below its
+release level. A ban is different, since a banned account is not heard and its evidence cannot change: it ends with its
+time to live, and then has to be earned again in full.
 
 Pardons. The detectors do not know of pardons: their sums R go on. So decision remembers each detector's R at the
 pardon and counts only R / R_pardoned, where R_pardoned is lowered to every smaller R that follows. That is sound: the
@@ -39,6 +39,7 @@ from services.decision.record import Campaign, Held, Pardon, Pin, Record, Standi
 from services.decision.rules import FOREVER, OVERRIDE_RULE, RELEASE_RULE, Facts, Policy, Rule
 from shared.events import Action, Override, OverrideKind, Signal, Verdict
 from shared.evidence import LARGEST_R, combine
+from shared.responses import response_text
 
 OVERRIDES_REMEMBERED = 8
 LARGEST_LOG_EVIDENCE = math.log(LARGEST_R) + 1e-3
@@ -256,14 +257,16 @@ def _settle(record: Record, policy: Policy, now: int) -> Record:
 
 
 def _move(standing: Standing, firing: list[Rule], facts: Facts, policy: Policy, now: int) -> Standing:
-    strongest = max(firing, key=lambda rule: rule.action, default=None)
-    if strongest and strongest.action > standing.action:
+    strongest = max(firing, key=policy.strength, default=None)
+    held_by = policy.rule(standing.rule)
+    held = standing.action, policy.strength(held_by)[1] if held_by else 0
+    if strongest and policy.strength(strongest) > held:
         return _under(strongest, now)
     if standing.action in (Action.ALLOW, Action.BAN):
         return standing
-    if strongest and strongest.action is standing.action:
+    if strongest and policy.strength(strongest) == held:
         return replace(standing, held_until=_until(strongest, now))
-    if not standing.held_until or now < standing.held_until or not _releases(policy.rule(standing.rule), facts):
+    if not standing.held_until or now < standing.held_until or not _releases(held_by, facts):
         return standing
     return _under(strongest, now) if strongest else Standing(since=now)
 
@@ -326,7 +329,7 @@ def _announce(
         expires_at=new.expires_at,
         cause_query_id=cause_query_id,
         cause_accepted_at=cause_accepted_at,
-        response=policy.document.response if new.action is Action.PERTURB else "",
+        response=response_text(policy.response(policy.rule(rule))) if new.action is Action.PERTURB else "",
         queries_per_second=policy.document.throttled_queries_per_second if new.action is Action.THROTTLE else 0.0,
         at_query=after.queries,
     )

@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from shared.bundle import DETECTORS
 from shared.events import Action
 from shared.evidence import LARGEST_R
+from shared.responses import Response
 
 FOREVER = 0
 """A time to live, or an expiry, that never comes."""
@@ -187,6 +188,8 @@ class Rule(_Model):
     time_to_live: Duration
     """Least time under the action since the rule last fired; of a ban, its length."""
     release: Release | None = None
+    response: Name | None = None
+    """For PERTURB: one of the policy's responses; the gentlest where none is named."""
 
     @model_validator(mode="after")
     def _acts(self) -> Rule:
@@ -194,6 +197,8 @@ class Rule(_Model):
             raise ValueError("a rule's action is observe, perturb, throttle or ban: what no rule holds is allowed")
         if self.name in (OVERRIDE_RULE, RELEASE_RULE):
             raise ValueError(f"{self.name!r} is a name that verdicts use for something else")
+        if self.response is not None and self.action is not Action.PERTURB:
+            raise ValueError("only a rule whose action is perturb has a response")
         return self
 
 
@@ -206,8 +211,8 @@ class PolicyDocument(_Model):
     """What counts as malicious here, for people."""
     detectors: tuple[DetectorName, ...] = Field(min_length=1)
     """Whose word counts."""
-    response: Name
-    """How inference spoils the answers of accounts under PERTURB."""
+    responses: dict[Name, Response] = Field(min_length=1)
+    """How inference spoils the answers of accounts under PERTURB, from the gentlest to the harshest."""
     throttled_queries_per_second: Annotated[float, Field(gt=0)]
     """What an account under THROTTLE keeps."""
     pardon_queries: Count
@@ -221,6 +226,10 @@ class PolicyDocument(_Model):
             if names.count(name) > 1:
                 raise ValueError(f"there are {names.count(name)} rules named {name!r}")
         for rule in self.rules:
+            if rule.response is not None and rule.response not in self.responses:
+                raise ValueError(
+                    f"rule {rule.name!r} names the response {rule.response!r}, which is not among responses"
+                )
             for condition in rule.when.walk():
                 if isinstance(condition.flagged, str) and condition.flagged not in self.detectors:
                     raise ValueError(f"rule {rule.name!r} asks {condition.flagged!r}, which is not among detectors")
@@ -243,6 +252,15 @@ class Policy:
         Leaving one out can only make the evidence smaller, so the calibrated promise to honest accounts still holds.
         """
         return len(DETECTORS)
+
+    def strength(self, rule: Rule) -> tuple[Action, int]:
+        """By which of several rules one is chosen: the severer action, and of two PERTURB the harsher response."""
+        return rule.action, list(self.document.responses).index(rule.response) if rule.response else 0
+
+    def response(self, rule: Rule | None) -> Response:
+        """How answers are spoiled under a rule; the gentlest way where it names none, or no rule decided."""
+        responses = self.document.responses
+        return responses[rule.response] if rule and rule.response else next(iter(responses.values()))
 
     def rule(self, name: str) -> Rule | None:
         """The rule of that name; None where an earlier policy had it."""

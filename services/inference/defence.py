@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import grpc
 import numpy as np
 from numpy.typing import NDArray
 
+from services.inference.perceptual_hash import perceptual_hashes
 from services.inference.publisher import AcceptedQueries, Publisher
 from services.inference.refusal import RefusedError, server_is_busy
-from services.inference.responses import AccountState, Fingerprints, PerturbedMemory, ResponsePolicy, Told, truth
-from services.inference.settings import AnswerMode
+from services.inference.responses.catalogue import Catalogue
+from services.inference.responses.interface import AnswerMode, Queries, ResponsePolicy, Told, truth
 from services.inference.topic_reader import Entry
 from services.inference.verdicts import VerdictTable
 from shared.bundle import ModelSection
 from shared.clock import Clock
-from shared.codec import CodecError, decode_perturbed, decode_verdict
-from shared.events import Action, PerturbedAnswer, Verdict
+from shared.codec import CodecError, decode_perturbed, decode_response_note, decode_verdict
+from shared.detection import input_digests
+from shared.events import Action, PerturbedAnswer, ResponseNote, Verdict
 from shared.log import get_logger
 from shared.metrics import (
     INFERENCE_QUERIES,
@@ -30,8 +34,6 @@ from shared.metrics import (
 
 log = get_logger(__name__)
 
-DEFAULT_RESPONSE = "amao"
-
 
 class Defence:
     """Obeys verdicts, spoils answers, publishes queries. All of it in the event loop, but for the hashing."""
@@ -40,8 +42,7 @@ class Defence:
         self,
         model: ModelSection,
         mode: AnswerMode,
-        policies: Mapping[str, ResponsePolicy],
-        memory: PerturbedMemory,
+        responses: Catalogue,
         publisher: Publisher,
         clock: Clock,
     ) -> None:
@@ -49,19 +50,16 @@ class Defence:
         Args:
             model: whose verdicts and answers these are.
             mode: what the model answers.
-            policies: by name; `DEFAULT_RESPONSE` is among them.
-            memory: of the policies.
+            responses: the ways to answer accounts under PERTURB.
             publisher: takes what was answered.
             clock: for event time and expiry.
         """
         self._model = model
         self._mode = mode
-        self._policies = policies
-        self._memory = memory
+        self._responses = responses
         self._publisher = publisher
         self._clock = clock
         self._table = VerdictTable(model.name)
-        self._states: dict[tuple[str, str], AccountState] = {}
         self.live = False
         """Set once the topics are read: only then does a verdict's arrival say how fast verdicts are."""
 
@@ -96,37 +94,25 @@ class Defence:
         Raises:
             RefusedError: the queries cannot be recorded, and so must not be answered.
         """
-        perturb = verdict is not None and verdict.action is Action.PERTURB
-        fingerprints = await asyncio.to_thread(Fingerprints.of, inputs) if perturb else None
-        # From here on nothing waits: the account's state, its answers and their record change together.
-        self._require_room(len(inputs))
         request = uuid.uuid4().hex
         query_ids = [f"{request}-{row}" for row in range(len(inputs))]
-        now = self._clock.now()
-        if fingerprints is None or verdict is None:
-            told = Told(truth(probabilities, self._mode), np.zeros(len(inputs), dtype=np.bool_), ())
-            spoiled: tuple[PerturbedAnswer, ...] = ()
-        else:
-            policy = self._policies.get(verdict.response or DEFAULT_RESPONSE, self._policies[DEFAULT_RESPONSE])
-            state = self._states.setdefault((account, policy.name), AccountState())
-            told = policy.answer(state, query_ids, fingerprints, probabilities)
-            PERTURBED_ANSWERS.labels(policy.name).inc(int(told.perturbed.sum()))
-            spoiled = tuple(
-                PerturbedAnswer(
-                    query_id=query_ids[row],
-                    account=account,
-                    model_name=self._model.name,
-                    model_version=self._model.version,
-                    answered_at=now,
-                    response=policy.name,
-                    perceptual_hash=int(fingerprints.perceptual[row]),
-                    input=inputs[row],
-                    logits=logits[row],
-                    answer=told.answers[row],
-                )
-                for row in told.spoiled
-            )
         action = verdict.action if verdict else Action.ALLOW
+        if verdict is not None and action is Action.PERTURB:
+            response = self._responses.of(verdict.response)
+            look = partial(_look, response.policy, account, query_ids, inputs, logits, probabilities)
+            queries, seen = await asyncio.to_thread(look)
+            # From here on nothing waits: the account's state, its answers and their record change together.
+            self._require_room(len(inputs))
+            told = response.policy.answer(queries, seen)
+            now = self._clock.now()
+            spoiled = tuple(self._spoiled(response.policy.name, queries, told, row, now) for row in told.spoiled)
+            note = self._note(response.text, account, told.note, now) if told.note else None
+            PERTURBED_ANSWERS.labels(response.policy.name).inc(int(told.perturbed.sum()))
+        else:
+            self._require_room(len(inputs))
+            now = self._clock.now()
+            told = Told(truth(probabilities, self._mode), np.zeros(len(inputs), dtype=np.bool_))
+            spoiled, note = (), None
         self._publisher.offer(
             AcceptedQueries(
                 account=account,
@@ -139,6 +125,7 @@ class Defence:
                 action=action,
                 perturbed=told.perturbed,
                 spoiled=spoiled,
+                note=note,
             )
         )
         INFERENCE_QUERIES.labels(action.name.lower()).inc(len(inputs))
@@ -169,7 +156,36 @@ class Defence:
                 continue
             same_model = (spoiled.model_name, spoiled.model_version) == (self._model.name, self._model.version)
             if same_model and spoiled.answer.shape == (len(self._model.classes),):
-                self._memory.record(spoiled.query_id, spoiled.perceptual_hash, spoiled.answer)
+                self._responses.memory.record(spoiled.query_id, spoiled.perceptual_hash, spoiled.answer)
+
+    def apply_notes(self, entries: Sequence[Entry]) -> None:
+        """Take in records of the topic `response-notes`: what any replica's response policies must remember."""
+        for _, value in entries:
+            if value is None:
+                continue
+            try:
+                note = decode_response_note(value)
+                if (note.model_name, note.model_version) == (self._model.name, self._model.version):
+                    self._responses.of(note.response).policy.recall(note.account, note.note)
+            except ValueError as error:
+                log.error("response note not understood and not remembered", error=str(error))
+
+    def _spoiled(self, response: str, queries: Queries, told: Told, row: int, now: int) -> PerturbedAnswer:
+        return PerturbedAnswer(
+            query_id=queries.ids[row],
+            account=queries.account,
+            model_name=self._model.name,
+            model_version=self._model.version,
+            answered_at=now,
+            response=response,
+            perceptual_hash=int(queries.perceptual[row]),
+            input=queries.inputs[row],
+            logits=queries.logits[row],
+            answer=told.answers[row],
+        )
+
+    def _note(self, response: str, account: str, note: bytes, now: int) -> ResponseNote:
+        return ResponseNote(account, self._model.name, self._model.version, response, now, note)
 
     def _announce(self, verdict: Verdict) -> None:
         latency = (self._clock.now() - verdict.cause_accepted_at) / 1e6 if verdict.cause_accepted_at else None
@@ -186,3 +202,17 @@ class Defence:
     def _require_room(self, queries: int) -> None:
         if not self._publisher.has_room(queries):
             raise server_is_busy()
+
+
+def _look(
+    policy: ResponsePolicy,
+    account: str,
+    query_ids: Sequence[str],
+    inputs: NDArray[np.uint8],
+    logits: NDArray[np.float32],
+    probabilities: NDArray[np.float32],
+) -> tuple[Queries, Any]:
+    """The part of a response that may take its time; any thread may do it."""
+    perceptual, exact = perceptual_hashes(inputs), input_digests(inputs)
+    queries = Queries(account, query_ids, inputs, logits, probabilities, perceptual, exact)
+    return queries, policy.see(queries)

@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from services.inference.link import Link, LinkError
 from services.inference.spool import Record, Spool, SpoolFullError
 from shared.clock import Clock
-from shared.codec import encode_perturbed, encode_queries
-from shared.events import Action, PerturbedAnswer, QueryBatch
+from shared.codec import encode_perturbed, encode_queries, encode_response_note
+from shared.events import Action, PerturbedAnswer, QueryBatch, ResponseNote
 from shared.log import get_logger
 from shared.metrics import EVENTS_FAILED, EVENTS_PUBLISHED, EVENTS_QUEUED, EVENTS_SPOOLED, SPOOL_BYTES
 from shared.topics import partition_of
@@ -69,6 +69,7 @@ class AcceptedQueries:
     action: Action
     perturbed: NDArray[np.bool_]
     spoiled: Sequence[PerturbedAnswer] = ()
+    note: ResponseNote | None = None
 
     def __len__(self) -> int:
         return len(self.query_ids)
@@ -80,6 +81,7 @@ class Destination:
 
     queries_topic: str
     perturbed_topic: str
+    notes_topic: str
     partitions: int
     model_name: str
     model_version: str
@@ -152,6 +154,21 @@ def perturbed_records(accepted: Iterable[AcceptedQueries], to: Destination) -> l
         )
         for queries in accepted
         for answer in queries.spoiled
+    ]
+
+
+def note_records(accepted: Iterable[AcceptedQueries], to: Destination) -> list[Record]:
+    """Records of `response-notes` for what the response policies must remember."""
+    notes = [queries.note for queries in accepted if queries.note is not None]
+    return [
+        Record(
+            to.notes_topic,
+            partition_of(note.account, to.partitions),
+            note.account.encode(),
+            encode_response_note(note),
+            rows=0,
+        )
+        for note in notes
     ]
 
 
@@ -284,7 +301,11 @@ class Publisher:
             if not self._stopping.is_set():
                 self._full.clear()
         # An answer must be with the other replicas before the detectors' verdicts on it can be.
-        self._held = perturbed_records(taken, self._to) + query_batches(taken, self._to, self._limits.batch_rows)
+        self._held = [
+            *perturbed_records(taken, self._to),
+            *note_records(taken, self._to),
+            *query_batches(taken, self._to, self._limits.batch_rows),
+        ]
 
     def _look_for_broker(self) -> None:
         if self._link is not None:

@@ -15,11 +15,12 @@ from grpc_reflection.v1alpha import reflection
 
 from services.inference.auth import Authenticator
 from services.inference.batching import Batcher
-from services.inference.defence import DEFAULT_RESPONSE, Defence
+from services.inference.defence import Defence
 from services.inference.link import KafkaLink
 from services.inference.model import Model
 from services.inference.publisher import Destination, Limits, Publisher
-from services.inference.responses import Amao, PerturbedMemory, ResponsePolicy
+from services.inference.responses.catalogue import Catalogue
+from services.inference.responses.memory import PerturbedMemory, Promises
 from services.inference.servicer import SERVICE, InferenceServicer
 from services.inference.settings import InferenceSettings, StalePolicy
 from services.inference.spool import Spool
@@ -31,7 +32,7 @@ from shared.log import get_logger
 from shared.metrics import VERDICT_AGE_SECONDS, VERDICTS_STALE
 from shared.pb.open_inference import open_inference_grpc_pb2 as pb
 from shared.pb.open_inference import open_inference_grpc_pb2_grpc as pb_grpc
-from shared.topics import PERTURBED, QUERIES, VERDICTS
+from shared.topics import PERTURBED, QUERIES, RESPONSE_NOTES, VERDICTS
 
 log = get_logger(__name__)
 
@@ -191,6 +192,7 @@ def _streams(settings: InferenceSettings, bundle: Bundle, clock: Clock) -> Strea
     to = Destination(
         queries_topic=settings.topic(QUERIES),
         perturbed_topic=settings.topic(PERTURBED),
+        notes_topic=settings.topic(RESPONSE_NOTES),
         partitions=settings.partitions,
         model_name=model.name,
         model_version=model.version,
@@ -198,7 +200,7 @@ def _streams(settings: InferenceSettings, bundle: Bundle, clock: Clock) -> Strea
     connect = partial(
         KafkaLink,
         settings.kafka,
-        (to.queries_topic, to.perturbed_topic),
+        (to.queries_topic, to.perturbed_topic, to.notes_topic),
         settings.partitions,
         settings.delivery_timeout_ms,
         QUERIES.max_message_bytes,
@@ -206,9 +208,10 @@ def _streams(settings: InferenceSettings, bundle: Bundle, clock: Clock) -> Strea
     limits = Limits(settings.queue_rows, settings.publish_linger_ms / 1000, settings.publish_rows)
     publisher = Publisher(to, limits, Spool(settings.spool, settings.spool_bytes), connect, clock)
     memory = PerturbedMemory(settings.remembered_answers, settings.similar_bits)
-    policies: dict[str, ResponsePolicy] = {DEFAULT_RESPONSE: Amao(settings.answer_mode, settings.perturb_group, memory)}
-    defence = Defence(model, settings.answer_mode, policies, memory, publisher, clock)
+    promises = Promises(settings.promised_answers, settings.promised_answers_an_account)
+    defence = Defence(model, settings.answer_mode, Catalogue(settings.answer_mode, memory, promises), publisher, clock)
     reader = partial(TopicReader, settings.kafka, partitions=settings.partitions, clock=clock)
     verdicts = reader(settings.topic(VERDICTS), apply=defence.apply_verdicts)
     perturbed = reader(settings.topic(PERTURBED), apply=defence.apply_perturbed)
-    return Streams(defence, publisher, (verdicts, perturbed), verdicts)
+    notes = reader(settings.topic(RESPONSE_NOTES), apply=defence.apply_notes)
+    return Streams(defence, publisher, (verdicts, perturbed, notes), verdicts)

@@ -15,7 +15,7 @@ from services.inference.batching import Batcher
 from services.inference.defence import Defence
 from services.inference.model import softmax
 from services.inference.refusal import RefusedError
-from services.inference.responses import truth
+from services.inference.responses.interface import truth
 from services.inference.tensors import Interface, InvalidRequestError
 from shared.log import get_logger
 from shared.metrics import INFERENCE_REQUESTS, INFERENCE_SECONDS

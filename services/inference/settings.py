@@ -7,15 +7,9 @@ from pathlib import Path
 
 from pydantic import Field
 
+from services.inference.responses.interface import AnswerMode
 from shared.keys import DEFAULT_KEYS
 from shared.settings import ServiceSettings
-
-
-class AnswerMode(enum.StrEnum):
-    """What a client is told of a query."""
-
-    PROBABILITIES = "probabilities"
-    LABEL = "label"
 
 
 class StalePolicy(enum.StrEnum):
@@ -79,9 +73,6 @@ class InferenceSettings(ServiceSettings):
     stale_after_seconds: float = Field(30.0, gt=0.0)
     """Without an answer from the broker for so long, verdicts count as stale."""
 
-    perturb_group: int = Field(16, ge=1)
-    """M of AMAO, section 4.4.1: one query in M of an account under PERTURB is answered wrongly."""
-
     similar_bits: int = Field(8, ge=0, le=64)
     """Perceptual hashes (64 bits) that differ in no more bits than this are of similar images. Measured on
     Fashion-MNIST: 98% of copies with a sign noise of 0.03 lie within 8 bits, 72% with 0.1; of unrelated images 15%
@@ -89,6 +80,12 @@ class InferenceSettings(ServiceSettings):
 
     remembered_answers: int = Field(50_000, ge=1)
     """Most spoiled answers that are remembered; the oldest are forgotten."""
+
+    promised_answers: int = Field(500_000, ge=1)
+    """Most inputs that accounts under PERTURB were answered truly and will be again; about 100 bytes each."""
+
+    promised_answers_an_account: int = Field(20_000, ge=1)
+    """Most of them that are one account's."""
 
     shutdown_grace_seconds: float = Field(10.0, ge=0.0)
     """For running requests after SIGTERM; and as long again for events to reach the broker before they are spooled."""

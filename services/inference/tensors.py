@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from services.inference.settings import AnswerMode
+from services.inference.responses.interface import AnswerMode
 from shared.bundle import ModelSection
 from shared.pb.open_inference import open_inference_grpc_pb2 as pb
 

@@ -14,10 +14,16 @@ import pytest
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
 from deploy.kafka.broker import Broker, LocalBroker
-from services.inference.responses import perceptual_hashes
+from services.inference.model import softmax
+from services.inference.perceptual_hash import perceptual_hashes
+from services.inference.responses.amao import Amao
+from services.inference.responses.interface import AnswerMode, Queries
+from services.inference.responses.memory import PerturbedMemory, Promises
 from shared.codec import decode_perturbed, decode_queries, encode_verdict
+from shared.detection import input_digests
 from shared.events import Action, PerturbedAnswer, QueryBatch, Verdict
 from shared.pb.open_inference import open_inference_grpc_pb2 as pb
+from shared.responses import AmaoResponse, response_text
 from shared.settings import ServiceSettings
 from shared.topics import PERTURBED, QUERIES, VERDICTS, Topic, partition_of
 from shared.topics_admin import create_topics
@@ -221,6 +227,32 @@ def test_a_perturbed_account_gets_one_wrong_answer_in_16_and_every_replica_repea
         again = ask(as_account(second, "mallory", channel_to(second)), asked[wrong])
     np.testing.assert_array_equal(again, told[wrong])
     assert len(deployment.perturbed()) == 2
+
+
+def test_a_group_goes_on_where_a_killed_process_left_it(
+    deployment: Deployment, tmp_path: Path, channel_to: Any
+) -> None:
+    deployment.issue("mallory", Action.PERTURB, response=response_text(AmaoResponse(group=7)))
+    asked = pictures(50, 11)
+    told = []
+    for life, start, end in (("first", 0, 19), ("second", 19, 50)):
+        server = deployment.inference(tmp_path / life, "mallory", similar_bits=0)
+        with server:
+            server.wait_for("ready")
+            client = as_account(server, "mallory", channel_to(server))
+            told += [ask(client, asked[number : number + 1]) for number in range(start, end)]
+            while sum(map(len, deployment.queries())) < end:
+                time.sleep(0.05)
+            server.kill()
+    undisturbed = Amao(AnswerMode.PROBABILITIES, 7, PerturbedMemory(100, 0), Promises(100, 100))
+    batches = deployment.queries()
+    logits = np.concatenate([batch.logits for batch in batches])
+    ids = [query_id for batch in batches for query_id in batch.query_ids]
+    perceptual, exact = perceptual_hashes(asked), input_digests(asked)
+    queries = Queries("mallory", ids, asked, logits, softmax(logits), perceptual, exact)
+    expected = undisturbed.answer(queries, undisturbed.see(queries))
+    np.testing.assert_allclose(np.concatenate(told), expected.answers, atol=1e-6)
+    assert len(deployment.perturbed()) == len(expected.spoiled) == 7
 
 
 def test_a_broker_that_is_not_there_at_the_start_is_waited_for(tmp_path: Path, channel_to: Any) -> None:

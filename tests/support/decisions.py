@@ -41,7 +41,8 @@ def policy_of(folder: Path, rules: str) -> Policy:
     """A policy of all detectors with these rules (a YAML list)."""
     head = (
         "format: 1\nname: test\nthreat_model: a test\ndetectors: [tmsp, prada, similarity, likelihood]\n"
-        "response: amao\nthrottled_queries_per_second: 2.0\npardon_queries: 2000\nrules:\n"
+        "responses:\n  mild: {policy: amao, group: 16}\n  harsh: {policy: amao, group: 2}\n"
+        "throttled_queries_per_second: 2.0\npardon_queries: 2000\nrules:\n"
     )
     path = folder / "policy.yaml"
     path.write_text(head + rules)

@@ -15,6 +15,7 @@ from shared.events import (
     OverrideKind,
     PerturbedAnswer,
     QueryBatch,
+    ResponseNote,
     Signal,
     SignalBatch,
     Verdict,
@@ -122,6 +123,16 @@ PERTURBED_ANSWERS = st.builds(
     input=npst.arrays(np.uint8, (1, 4, 4)),
     logits=npst.arrays(np.float32, (3,), elements=FINITE32),
     answer=npst.arrays(np.float32, (3,), elements=FINITE32),
+)
+
+RESPONSE_NOTES = st.builds(
+    ResponseNote,
+    account=NAME,
+    model_name=TEXT,
+    model_version=TEXT,
+    response=TEXT,
+    noted_at=TIME,
+    note=st.binary(max_size=40),
 )
 
 

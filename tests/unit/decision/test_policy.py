@@ -11,6 +11,7 @@ import pytest
 
 from services.decision.policy import Activity, refusal
 from shared.events import Action, OverrideKind
+from shared.responses import AmaoResponse, parse_response
 from tests.support.decisions import (
     DAY,
     HOUR,
@@ -46,7 +47,8 @@ def test_evidence_over_the_calibrated_threshold_perturbs_once_there_are_fifty_qu
     assert account.record.action is Action.OBSERVE
     verdict = account.hear(49, 1e7)
     assert verdict is not None
-    assert (verdict.action, verdict.rule, verdict.response) == (Action.PERTURB, "extraction", "amao")
+    assert (verdict.action, verdict.rule) == (Action.PERTURB, "extraction")
+    assert parse_response(verdict.response) == AmaoResponse(group=16)
     assert verdict.at_query == 50
     assert verdict.expires_at == 0
     assert verdict.cause_query_id == "query-50"
@@ -409,3 +411,44 @@ def test_an_override_that_says_too_little_or_too_much_is_refused(change: dict[st
 def test_evidence_at_the_cap_is_not_absurd() -> None:
     assert refusal(sighting(1, 1e12), PROFILES) is None
     assert vector(1e12).max() > 27
+
+
+# ---- responses ----
+
+ESCALATING = """\
+  - name: gentle
+    when: {evidence: {at_least: calibrated}}
+    action: perturb
+    response: mild
+    time_to_live: 1h
+    release: {evidence_below: 0.01 * calibrated}
+  - name: hard
+    when: {evidence: {at_least: 100 * calibrated}}
+    action: perturb
+    response: harsh
+    time_to_live: 1h
+    release: {evidence_below: calibrated}
+"""
+
+
+def test_of_two_rules_that_perturb_the_harsher_response_counts_and_falls_back_to_the_milder_one(tmp_path: Path) -> None:
+    account = Account(policy_of(tmp_path, ESCALATING))
+    verdict = account.hear(1, 1e7)
+    assert verdict is not None
+    assert (verdict.rule, parse_response(verdict.response)) == ("gentle", AmaoResponse(group=16))
+    verdict = account.hear(2, 1e9)
+    assert verdict is not None
+    assert (verdict.rule, parse_response(verdict.response)) == ("hard", AmaoResponse(group=2))
+    assert account.hear(3, 1e7) is None
+    account.now += 2 * HOUR
+    assert account.hear(4, 1e7) is None
+    verdict = account.hear(5, 9e5)
+    assert verdict is not None
+    assert (verdict.action, verdict.rule) == (Action.ALLOW, "release")
+
+
+def test_an_account_that_is_pinned_to_perturb_gets_the_gentlest_response(tmp_path: Path) -> None:
+    account = Account(policy_of(tmp_path, ESCALATING))
+    verdict = account.meet(override(OverrideKind.PIN, action=Action.PERTURB))
+    assert verdict is not None
+    assert parse_response(verdict.response) == AmaoResponse(group=16)

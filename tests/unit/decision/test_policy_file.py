@@ -17,7 +17,7 @@ format: 1
 name: mine
 threat_model: whatever
 detectors: [tmsp, prada]
-response: amao
+responses: {mild: {policy: amao, group: 16}}
 throttled_queries_per_second: 1.0
 pardon_queries: 100
 rules:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,17 +18,18 @@ from services.inference.publisher import (
     Limits,
     Publisher,
     State,
+    note_records,
     perturbed_records,
     query_batches,
 )
 from services.inference.spool import Record, Spool
 from shared.clock import SystemClock
-from shared.codec import decode_perturbed, decode_queries
-from shared.events import Action, PerturbedAnswer
+from shared.codec import decode_perturbed, decode_queries, decode_response_note
+from shared.events import Action, PerturbedAnswer, ResponseNote
 from shared.metrics import EVENTS_FAILED
 from shared.topics import partition_of
 
-TO = Destination("queries", "perturbed", partitions=4, model_name="fashion", model_version="1")
+TO = Destination("queries", "perturbed", "response-notes", partitions=4, model_name="fashion", model_version="1")
 
 
 class Broker:
@@ -144,11 +146,17 @@ def test_a_spoiled_answer_is_published_under_its_account() -> None:
         "q", "alice", "fashion", "1", 5, "amao", 2**64 - 1,
         np.zeros((1, 4, 4), np.uint8), np.zeros(3, np.float32), np.ones(3, np.float32),
     )  # fmt: skip
-    base = queries(1)
-    spoiled = AcceptedQueries(*(getattr(base, name) for name in base.__slots__[:-1]), spoiled=(answer,))
+    spoiled = replace(queries(1), spoiled=(answer,))
     (record,) = perturbed_records([spoiled], TO)
     assert (record.topic, record.key, record.partition) == ("perturbed", b"alice", partition_of("alice", 4))
     assert decode_perturbed(record.value).perceptual_hash == 2**64 - 1
+
+
+def test_a_response_note_is_published_under_its_account() -> None:
+    note = ResponseNote("alice", "fashion", "1", "amao", 5, b"note")
+    (record,) = note_records([queries(0), replace(queries(1), note=note)], TO)
+    assert (record.topic, record.key, record.partition) == ("response-notes", b"alice", partition_of("alice", 4))
+    assert decode_response_note(record.value) == note
 
 
 def test_queries_arrive_in_order(start: Callable[..., Publisher], broker: Broker) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from services.inference.settings import AnswerMode
+from services.inference.responses.interface import AnswerMode
 from services.inference.tensors import Interface
 from shared.bundle import ModelSection
 from shared.pb.open_inference import open_inference_grpc_pb2 as pb

@@ -18,6 +18,7 @@ from shared.pb.portcullis.v1 import events_pb2 as pb
 from tests.support.events import (
     OVERRIDES,
     PERTURBED_ANSWERS,
+    RESPONSE_NOTES,
     SIGNAL_BATCHES,
     VERDICTS,
     query_batches,
@@ -30,6 +31,7 @@ KINDS: dict[str, tuple[st.SearchStrategy[Any], Callable[[Any], bytes], Callable[
     "Verdict": (VERDICTS, codec.encode_verdict, codec.decode_verdict),
     "Override": (OVERRIDES, codec.encode_override, codec.decode_override),
     "PerturbedAnswer": (PERTURBED_ANSWERS, codec.encode_perturbed, codec.decode_perturbed),
+    "ResponseNote": (RESPONSE_NOTES, codec.encode_response_note, codec.decode_response_note),
 }
 every_kind = pytest.mark.parametrize("kind", KINDS)
 relaxed = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])

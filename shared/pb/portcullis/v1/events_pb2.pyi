@@ -206,3 +206,21 @@ class PerturbedAnswer(_message.Message):
     logits: Tensor
     answer: Tensor
     def __init__(self, schema_version: _Optional[int] = ..., query_id: _Optional[str] = ..., account: _Optional[str] = ..., model_name: _Optional[str] = ..., model_version: _Optional[str] = ..., answered_at_us: _Optional[int] = ..., response: _Optional[str] = ..., perceptual_hash: _Optional[bytes] = ..., input: _Optional[_Union[Tensor, _Mapping]] = ..., logits: _Optional[_Union[Tensor, _Mapping]] = ..., answer: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
+
+class ResponseNote(_message.Message):
+    __slots__ = ("schema_version", "account", "model_name", "model_version", "response", "noted_at_us", "note")
+    SCHEMA_VERSION_FIELD_NUMBER: _ClassVar[int]
+    ACCOUNT_FIELD_NUMBER: _ClassVar[int]
+    MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
+    MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    RESPONSE_FIELD_NUMBER: _ClassVar[int]
+    NOTED_AT_US_FIELD_NUMBER: _ClassVar[int]
+    NOTE_FIELD_NUMBER: _ClassVar[int]
+    schema_version: int
+    account: str
+    model_name: str
+    model_version: str
+    response: str
+    noted_at_us: int
+    note: bytes
+    def __init__(self, schema_version: _Optional[int] = ..., account: _Optional[str] = ..., model_name: _Optional[str] = ..., model_version: _Optional[str] = ..., response: _Optional[str] = ..., noted_at_us: _Optional[int] = ..., note: _Optional[bytes] = ...) -> None: ...
