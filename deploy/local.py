@@ -31,6 +31,8 @@ from shared.topics_admin import TopicsError, create_topics
 
 REPOSITORY = Path(__file__).parents[1]
 SERVICES = ("inference", "tmsp", "prada", "similarity", "likelihood", "decision")
+"""The defence itself."""
+EVERY_SERVICE = (*SERVICES, "ownership")
 BROKER = "kafka"
 READY_SECONDS = 180.0
 STOP_SECONDS = 25.0
@@ -365,13 +367,14 @@ def main() -> int:
         system = LocalSystem(
             arguments.folder,
             {"PORTCULLIS_GRPC_ADDRESS": arguments.grpc, "PORTCULLIS_KEYS": str(keys)},
+            EVERY_SERVICE,
             progress=_print_states(),
             kafka_port=arguments.kafka_port,
             keep=arguments.keep,
         )
         with system:
             print(f"\nKafka at {system.kafka}, gRPC at {system.grpc_address}; Ctrl-C stops all", flush=True)
-            for name in SERVICES:
+            for name in EVERY_SERVICE:
                 print(f"  {system.metrics_url(name)}   {system.log(name)}", flush=True)
             while True:
                 time.sleep(REVIVE_SECONDS)

@@ -53,6 +53,14 @@ DEAD_LETTERS = Counter("portcullis_dead_letters_total", "Records or rows sent to
 VERDICTS_ISSUED = Counter("portcullis_verdicts_total", "Verdicts by action", ["action"])
 ALERTS_ISSUED = Counter("portcullis_alerts_total", "Alerts by severity", ["severity"])
 
+# ownership
+OWNERSHIP_RECORDS = Counter(
+    "portcullis_ownership_records_total", "Records of `perturbed`, by outcome: kept, repeated, rejected", ["outcome"]
+)
+OWNERSHIP_UNAVAILABLE = Gauge(
+    "portcullis_ownership_registry_unavailable", "1 while nothing can be kept, by reason: full, away", ["reason"]
+)
+
 
 class HealthServer:
     """Serves /metrics, /health/live and /health/ready from a thread of its own."""

@@ -15,7 +15,7 @@ from kafka.admin import KafkaAdminClient
 from kafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 
 from shared.settings import ServiceSettings
-from shared.topics import all_topics
+from shared.topics import Topic, all_topics
 
 _RETRY_SECONDS = 0.25
 _REQUEST_MS = 10_000
@@ -114,6 +114,20 @@ def wait_for_topics(settings: ServiceSettings, timeout: float) -> None:
         if time.monotonic() > deadline:
             raise TopicsError(lack)
         time.sleep(_RETRY_SECONDS)
+
+
+def topic_id(settings: ServiceSettings, topic: Topic) -> str:
+    """What Kafka calls this topic and no other: a topic that is deleted and made again has another.
+
+    Raises:
+        KafkaError: no broker answers, or the topic is not there.
+    """
+    name = settings.topic(topic)
+    with _admin(settings) as client:
+        (described,) = client.describe_topics([name])
+    if described["error_code"]:
+        raise for_code(described["error_code"])(name)
+    return str(described["topic_id"])
 
 
 def main() -> int:

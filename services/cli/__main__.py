@@ -9,10 +9,11 @@ import typer
 from kafka.errors import KafkaError
 from pydantic import ValidationError
 
-from services.cli import evaluation, inspection, keys, overrides, training
+from services.cli import evaluation, inspection, keys, overrides, ownership, training
 from services.cli.output import FAILED, CommandError
 from services.decision.policy_file import PolicyFileError
 from services.evaluation.figures import FiguresError
+from services.ownership.errors import OwnershipError
 from shared.bundle import BundleError
 from shared.datasets import DatasetError
 from shared.keys import KeyFileError
@@ -24,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
     help="Runs the defence: keys, people's decisions, policies, and what has been decided. Settings are environment "
-    "variables PORTCULLIS_*: KAFKA, TOPIC_PREFIX, PARTITIONS, BUNDLE, KEYS.",
+    "variables PORTCULLIS_*: KAFKA, TOPIC_PREFIX, PARTITIONS, BUNDLE, KEYS, REGISTRY.",
 )
 app.add_typer(keys.app, name="keys")
 app.add_typer(overrides.app, name="override")
@@ -32,14 +33,16 @@ app.add_typer(inspection.policy, name="policy")
 app.add_typer(inspection.bundle, name="bundle")
 app.add_typer(inspection.topics, name="topics")
 app.add_typer(inspection.alerts, name="alerts")
+app.add_typer(ownership.evidence, name="evidence")
 app.command("verdicts")(inspection.show_verdicts)
+app.command("verify")(ownership.verify)
 app.command("train")(training.train)
 app.command("evaluate")(evaluation.evaluate)
 app.command("figures")(evaluation.show_figures)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command; ends the process: 0 done, 1 it could not be done, 2 wrong usage.
+    """Run the command; ends the process: 0 done, 1 it could not be done, 2 wrong usage, 3 `verify` found theft.
 
     Args:
         arguments: of the command; the process's own where None.
@@ -47,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(args=arguments, prog_name="portcullis")
     except (
-        CommandError, PolicyFileError, BundleError, KeyFileError, TopicsError, FiguresError, DatasetError
+        CommandError, PolicyFileError, BundleError, KeyFileError, TopicsError, FiguresError, DatasetError,
+        OwnershipError,
     ) as error:  # fmt: skip
         _fail(str(error))
     except KafkaError as error:

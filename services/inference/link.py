@@ -17,8 +17,8 @@ from kafka.errors import (
     RecordListTooLargeError,
 )
 
-from services.inference.kafka_clients import connect, words
 from services.inference.spool import Record
+from shared.kafka_clients import connect, words
 
 _REFUSED = (MessageSizeTooLargeError, RecordListTooLargeError, InvalidRecordError)
 """What a broker says of a record that it will never take."""

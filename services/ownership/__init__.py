@@ -1,0 +1,1 @@
+"""See the README for what this service does."""
