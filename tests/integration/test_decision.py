@@ -139,7 +139,7 @@ def test_signals_become_a_verdict_and_an_alert_and_a_person_outranks_them_across
     deployment: Deployment,
 ) -> None:
     with deployment.reader("verdicts") as verdicts, deployment.reader("alerts") as alerts:
-        deployment.say(99, 1e8)
+        deployment.say(99, 1e7)
         deployment.wait(verdicts, lambda: Action.PERTURB in actions_of(verdicts, "mallory"))
         assert {(record.key, record.partition) for record in verdicts.records} == {(b"mallory", HOME)}
         (held,) = deployment.command("verdicts")

@@ -59,8 +59,9 @@ class Amao:
         self._promises = promises
         self._mode = mode
         self._group = group
-        self._first_candidate = max(1, round(group / math.e))
-        """r of eq. 12: the queries before it are only watched."""
+        self._first_candidate = max(2 if group > 2 else 1, round(group / math.e))
+        """r of eq. 12: the queries before it are only watched. Of three or four at least the first, which the limit of
+        eq. 12 rounds away: it would always be the wrong one, and whoever knows that drops it."""
         self._groups = AccountStates(Group)
 
     def see(self, queries: Queries) -> None:

@@ -150,8 +150,10 @@ def test_without_time_or_people_severity_only_rises(said: list[tuple[str, list[f
     account = Account(POLICY)
     for offset, (detector, r) in enumerate(said):
         account.meet(sighting(100 * offset, r, detector=detector), START)
-    actions = [verdict.action for verdict in account.verdicts]
-    assert actions == sorted(set(actions))
+    rules = [POLICY.rule(verdict.rule) for verdict in account.verdicts]
+    strengths = [POLICY.strength(rule) for rule in rules if rule]
+    assert len(strengths) == len(account.verdicts)
+    assert strengths == sorted(set(strengths))
 
 
 @given(

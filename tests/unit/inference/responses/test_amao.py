@@ -57,9 +57,9 @@ def tell(policy: Amao, queries: Queries) -> Told:
 
 
 def algorithm_2(gaps: list[float]) -> int:
-    """The paper's Algorithm 2, word by word, for one group: the index of x_j, from 0."""
+    """The paper's Algorithm 2, word by word, for one group: the index of x_j, from 0; of 3 and 4 queries r is 2."""
     m = len(gaps)
-    r = max(1, round(m / math.e))
+    r = 2 if m in (3, 4) else max(1, round(m / math.e))
     largest = 0.0
     for i in range(1, r):
         largest = max(largest, gaps[i - 1])
