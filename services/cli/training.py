@@ -47,6 +47,13 @@ def train(
     positives: Annotated[
         Positives, typer.Option(help="What the similarity encoder learns to place close to an image.")
     ] = "transformations",
+    responses: Annotated[
+        bool,
+        typer.Option(
+            "--responses/--no-responses",
+            help="Also train the networks by which MeCo, QUEEN and adaptive misinformation spoil answers.",
+        ),
+    ] = True,
     output: Annotated[
         Path | None,
         typer.Option(help="Folder of the bundle; build/bundles/<data set> if not given.", show_default=False),
@@ -69,6 +76,8 @@ def train(
     except ImportError as error:
         raise CommandError(f"training needs more packages ({error}): pip install 'portcullis[training]'") from error
     plan = replace(QUICK if quick else Plan(), seed=seed, architecture=architecture, positives=positives)
+    if not responses:
+        plan = replace(plan, responses=())
     started = time.monotonic()
     try:
         bundle = train_bundle(dataset, plan, work, output, Console(stderr=True), data, side, mirror)

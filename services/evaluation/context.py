@@ -22,7 +22,10 @@ from shared.bundle import Bundle
 from shared.datasets import Dataset, Splits
 
 YARDSTICK_IMAGES = 2_000
-DIGITS = Plan(architecture="lenet5", calibration_accounts=84, holdout_accounts=84, queries=1_000, holdout_queries=1_000)
+DIGITS = Plan(
+    architecture="lenet5", responses=(),
+    calibration_accounts=84, holdout_accounts=84, queries=1_000, holdout_queries=1_000,
+)  # fmt: skip
 """There are fewer digits than clothes, and AMAO's tables need no evidence of them."""
 
 

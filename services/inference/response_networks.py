@@ -25,8 +25,8 @@ GENERATOR_FILTERS = 16
 """Of MeCo's generator. The paper has 64 beside a ResNet-34, of fifty times this repository's model's weights."""
 LARGEST_PERTURBATION = 0.5
 """Of a pixel in [0, 1]."""
-SHADOW_FILTERS = (16, 32)
-SHADOW_FEATURES = 64
+SHADOW_FILTERS = (8, 16)
+SHADOW_FEATURES = 32
 
 
 class _Residual(nn.Module):

@@ -16,12 +16,22 @@ from rich.progress import Progress
 from safetensors.numpy import load, save
 from torch import nn
 
-from services.inference.network import ARCHITECTURES
+from services.inference.model import softmax
+from services.inference.network import ARCHITECTURES, split_head
+from services.inference.response_networks import (
+    MECO,
+    MISLEADING,
+    QUEEN,
+    MecoModel,
+    SensitivityMap,
+    ShadowModels,
+    queen_tensors,
+)
 from services.likelihood.vqvae import VectorQuantisedAutoencoder
 from services.similarity import rarity
 from services.similarity.encoder import PerturbationClassifier, ReferenceEncoder, SimilarityEncoder
 from services.similarity.rarity import Rarity
-from services.training import calibration, networks, papers
+from services.training import calibration, networks, papers, responses
 from services.training.calibrator import SMALLEST_THRESHOLD, Calibrator, Rates
 from services.training.malicious import crafted_images
 from services.training.pairs import Pairs, crafted_pairs, honest_pairs
@@ -41,6 +51,8 @@ EARLY_QUERIES = 300
 """Honest ones of each account, for what the detectors' statistics themselves depend on."""
 
 Positives = Literal["transformations", "adversarial"]
+RESPONSES = (MISLEADING, MECO, QUEEN)
+"""Files of networks that only spoil answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +76,13 @@ class Plan:
     """What the similarity encoder learns to place close to an image: transformations of it, as in TR 2021-126, or
     adversarial perturbations against the victim, as in SEAT."""
     likelihood_epochs: int = 4
+    responses: tuple[str, ...] = RESPONSES
+    """Of these files, which are made."""
+    misleading_epochs: int = 2
+    meco_epochs: int = 3
+    """From the served model's weights on."""
+    shadow_epochs: int = 2
+    map_epochs: int = 20
     calibration_accounts: int = 336
     holdout_accounts: int = 168
     queries: int = 1_500
@@ -77,7 +96,7 @@ class Plan:
 
 QUICK = Plan(
     victim_epochs=1, reference_epochs=1, crafted=4_000, pairs=3_000, perturbation_epochs=2,
-    similarity_epochs=1, contrastive_epochs=1, likelihood_epochs=1,
+    similarity_epochs=1, contrastive_epochs=1, likelihood_epochs=1, responses=(),
     calibration_accounts=42, holdout_accounts=14, queries=300, holdout_queries=300, honest_reference=1_000,
 )  # fmt: skip
 """A bundle in minutes, to try the command; its detectors are weak."""
@@ -138,7 +157,7 @@ class BundleMaker:
         shape, classes, seed = self.shape, self.classes, self.plan.seed
         recipe = RECIPES[plan.architecture]
         recipe = replace(recipe, epochs=plan.victim_epochs or recipe.epochs)
-        victim_key = (plan.architecture, recipe.epochs, plan.crafted)
+        self.victim_key = victim_key = (plan.architecture, recipe.epochs, plan.crafted)
         crafted = functools.cache(self._crafted)
         self.victim = victim = self._trained(
             "victim", victim_key, ARCHITECTURES[plan.architecture](shape, classes),
@@ -173,7 +192,7 @@ class BundleMaker:
                 data, classes, plan.similarity_epochs, plan.contrastive_epochs, seed + 2, progress, checkpoints, against
             ),
         )
-        return {
+        return self._response_files() | {
             "victim": network_tensors(victim),
             "reference": network_tensors(reference),
             "perturbation": network_tensors(perturbation),
@@ -181,6 +200,62 @@ class BundleMaker:
             "similarity": network_tensors(similarity),
             "honest": {"features": self._honest_features(reference)},
         }
+
+    def _response_files(self) -> dict[str, Mapping[str, NDArray[Any]]]:
+        """The tensors of the networks that spoil answers, by file."""
+        makers = {MISLEADING: self._misleading, MECO: self._meco, QUEEN: self._queen}
+        return {file: makers[file]() for file in self.plan.responses}
+
+    def _victim_like(self) -> nn.Module:
+        return ARCHITECTURES[self.plan.architecture](self.shape, self.classes)
+
+    def _misleading(self) -> Mapping[str, NDArray[Any]]:
+        plan, recipe = self.plan, RECIPES[self.plan.architecture]
+        return network_tensors(
+            self._trained(
+                "misleading", (plan.architecture, plan.misleading_epochs), self._victim_like(),
+                lambda checkpoints: responses.train_misleading(
+                    self._victim_like(), self.splits.train, replace(recipe, epochs=plan.misleading_epochs),
+                    plan.seed + 8, self.progress, checkpoints,
+                ),
+            )
+        )  # fmt: skip
+
+    def _meco(self) -> Mapping[str, NDArray[Any]]:
+        plan, recipe = self.plan, RECIPES[self.plan.architecture]
+
+        def train(checkpoints: Path) -> nn.Module:
+            start = self._victim_like()
+            start.load_state_dict(self.victim.state_dict())
+            gentle = replace(recipe, epochs=plan.meco_epochs, rate=recipe.rate / 2)
+            return responses.train_meco(start, self.splits.train, gentle, plan.seed + 9, self.progress, checkpoints)
+
+        return network_tensors(
+            self._trained(
+                "meco", (*self.victim_key, plan.meco_epochs), MecoModel(self._victim_like(), self.shape[0]), train
+            )
+        )
+
+    def _queen(self) -> Mapping[str, NDArray[Any]]:
+        plan, data = self.plan, self.splits.train
+        told = softmax(logits_of(self.victim, data.images))
+        shadows = self._trained(
+            "shadows", (*self.victim_key, plan.shadow_epochs),
+            ShadowModels(self.shape, self.classes, responses.SHADOWS),
+            lambda checkpoints: responses.train_shadows(
+                data, told, plan.shadow_epochs, plan.seed + 11, self.progress, checkpoints
+            ),
+        )  # fmt: skip
+        body, _ = split_head(self.victim)
+        features = logits_of(body, data.images)
+
+        def train(checkpoints: Path) -> nn.Module:
+            return responses.train_sensitivity(
+                features, data.labels, plan.map_epochs, plan.seed + 12, self.progress, checkpoints
+            )
+
+        plane = self._trained("map", (*self.victim_key, plan.map_epochs), SensitivityMap(features.shape[1]), train)
+        return queen_tensors(plane, responses.atlas_of(plane, features, data.labels), shadows)
 
     def _crafted(self) -> Images:
         """Malicious images; made once, for victim and reference encoder."""

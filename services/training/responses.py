@@ -18,6 +18,7 @@ from services.training.malicious import linf_pgd
 from services.training.networks import shape_of, train
 from services.training.recipes import Recipe
 from shared.datasets import Dataset
+from shared.networks import device
 
 SHADOWS = 10
 """Of QUEEN; the authors' own number."""
@@ -155,12 +156,12 @@ def train_shadows(
 def train_sensitivity(
     features: NDArray[np.float32], labels: NDArray[np.int64], epochs: int, seed: int, progress: Progress,
     checkpoints: Path,
-) -> tuple[SensitivityMap, Atlas]:  # fmt: skip
-    """QUEEN's map from features to the plane, by supervised contrastive loss, and what it says of the classes.
+) -> SensitivityMap:  # fmt: skip
+    """QUEEN's map from features to the plane, by supervised contrastive loss.
 
     Args:
         features: [n, d], the served model's, of honest images.
-        labels: [n], their classes; every class is there.
+        labels: [n], their classes.
         epochs: passes over the features.
         seed: the weights are a function of it, on one machine.
         progress: shows how far it is.
@@ -177,14 +178,24 @@ def train_sensitivity(
     # Rows stand for features: the training loop knows images and labels only.
     rows = Dataset(np.zeros((len(features), 1, 1, 1), dtype=np.uint8), np.arange(len(features)))
     recipe = Recipe(epochs, rate=5e-3, batch=512)
-    train(network, "map of the classes", rows, loss, recipe, seed, progress, checkpoints / "map.safetensors")
+    return train(network, "map of the classes", rows, loss, recipe, seed, progress, checkpoints / "map.safetensors")
+
+
+def atlas_of(network: SensitivityMap, features: NDArray[np.float32], labels: NDArray[np.int64]) -> Atlas:
+    """What a map says of the classes.
+
+    Args:
+        network: the map.
+        features: [n, d].
+        labels: [n]; every class is there.
+    """
     with torch.inference_mode():
-        points = network.cpu()(known).numpy()
+        points = network(torch.from_numpy(features).to(device())).cpu().numpy()
     classes = range(int(labels.max()) + 1)
     centres = np.array([points[labels == label].mean(axis=0) for label in classes])
     distances = np.array([np.linalg.norm(points[labels == k] - centres[k], axis=1).mean() for k in classes])
     means = np.array([features[labels == label].mean(axis=0) for label in classes])
-    return network, Atlas(*(array.astype(np.float32) for array in (centres, distances, means)))
+    return Atlas(*(array.astype(np.float32) for array in (centres, distances, means)))
 
 
 def supervised_contrast(points: Tensor, labels: Tensor) -> Tensor:

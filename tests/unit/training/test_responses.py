@@ -17,6 +17,7 @@ from services.training.networks import train
 from services.training.prediction import accuracy, logits_of
 from services.training.recipes import Recipe
 from services.training.responses import (
+    atlas_of,
     supervised_contrast,
     train_adversarially,
     train_meco,
@@ -127,7 +128,8 @@ def test_the_map_lays_every_class_out_around_a_centre_of_its_own(tmp_path: Path)
     random = np.random.default_rng(1)
     labels = random.integers(0, 5, 2_000)
     features = (np.eye(16)[labels] * 4 + random.normal(0, 0.5, (2_000, 16))).astype(np.float32)
-    network, atlas = train_sensitivity(features, labels, 30, 1, quiet, tmp_path)
+    network = train_sensitivity(features, labels, 30, 1, quiet, tmp_path)
+    atlas = atlas_of(network, features, labels)
     with torch.inference_mode():
         points = network(torch.from_numpy(features)).numpy()
     nearest = np.linalg.norm(points[:, None] - atlas.centres[None], axis=2).argmin(axis=1)
