@@ -88,7 +88,7 @@ def logit_distance(logits: Tensor, answers: Tensor) -> Tensor:
 
 
 def divergence(logits: Tensor, answers: Tensor) -> Tensor:
-    """The Kullback-Leibler divergence of a copy from the victim's answers (MAZE, eq. 5 and 6).
+    """The Kullback-Leibler divergence of a copy from the victim's answers: MAZE's loss, as in the authors' code.
 
     Args:
         logits: [n, classes], the copy's.
@@ -379,9 +379,13 @@ class Maze(ZerothOrderAttack):
     Defaults are those of the authors' code: batches of 128, 100-dimensional noise, N_C = 5 copy steps of which the
     points of the gradient estimate are one, N_R = 10 replays, N_G = 1 generator step along m = 10 directions of
     mu = 1e-3, SGD with 0.1 for the copy and 1e-4 for the generator, both along half a cosine over the budget: 1,920
-    queries a round. The order is theirs, begun with the copy: generator first, they let one learn from a copy that
+    queries a round. The order is theirs, begun with the copy, where they let the generator learn first from a copy that
     knows nothing. What is replayed is all that taught the copy, where their code keeps a batch of each round. The
     generator's layers are DFME's.
+
+    Their mu moves hardly a pixel of 8 bits: after 4,000 queries for images of 14 by 14 pixels a copy agrees with its
+    victim on 35% (mean of eight draws), and on 37% where the generator stays as it is. With mu 1 and a rate of 1e-2 for
+    the generator it is 52%.
     """
 
     name = "MAZE"

@@ -19,7 +19,7 @@ from services.redteam.substitute import Images, Shape, Substitute, as_tensor, in
 EPOCHS = 20
 """Of the copy's first training."""
 BETAS = (0.5, 0.999)
-"""Adam's, of the generator and the discriminator (section 4.1)."""
+"""Adam's, of the generator and the discriminator."""
 SHAPES = 50
 """In each synthetic image, as in the authors' code."""
 SMALLEST, LARGEST = 0.05, 0.1
@@ -29,7 +29,9 @@ FINER = 3
 
 
 def random_shapes(shape: Shape, n: int, random: np.random.Generator) -> Images:
-    """[n, *shape] uint8: rectangles, ellipses and triangles of random colours on a ground of one (section 4.1).
+    """[n, *shape] uint8: rectangles, ellipses and triangles of random colours on a ground of one.
+
+    What the authors make their synthetic data set of.
 
     Args:
         shape: channels, height, width.
@@ -85,12 +87,12 @@ class Discriminator(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [n]."""
-        logits: Tensor = self.layers(images)
-        return logits.squeeze(1)
+        logits: Tensor = self.layers(images).flatten()
+        return logits
 
 
 def class_diversity_loss(logits: Tensor) -> Tensor:
-    """The negative entropy of a batch's mean prediction (eq. 3): least where the copy sees every class equally often.
+    """L_div, the negative entropy of a batch's mean prediction: least where the copy sees every class equally often.
 
     Args:
         logits: [n, classes], the copy's.
@@ -98,12 +100,12 @@ def class_diversity_loss(logits: Tensor) -> Tensor:
     Returns:
         A scalar, at least -log(classes).
     """
-    mean = logits.softmax(dim=1).mean(dim=0)
-    return -torch.special.entr(mean).sum()
+    entropy: Tensor = torch.special.entr(logits.softmax(dim=1).mean(dim=0)).sum()
+    return -entropy
 
 
 def adversarial_loss(logits: Tensor, proxy: bool) -> Tensor:
-    """How far a discriminator's logits [n] are from calling all images proxy images, or all of them generated."""
+    """L_adv, how far a discriminator's logits [n] are from calling all images proxies, or all of them generated."""
     return functional.binary_cross_entropy_with_logits(logits, torch.full_like(logits, float(proxy)))
 
 
@@ -127,14 +129,14 @@ class DfmsHl(Attack):
     knows: synthetic shapes, or photographs of other things. The first round asks for `initial` images, half proxies and
     half generated, and trains the copy on them. Each further round asks for a batch of generated images; the copy takes
     a step on their answers and `replays` on earlier ones; then the generator takes one that makes its images both pass
-    for proxies and differ in class to the copy, L_adv + lambda_div L_div (eq. 4), and the discriminator one. The
+    for proxies and differ in class to the copy, L_adv + lambda_div L_div, and the discriminator one. The
     victim's gradient is never estimated, so labels are enough and no two questions are close. Where the victim tells
     probabilities, the cross-entropy with these takes the place of that with labels.
 
     Defaults are those of the authors' code: batches of 64, 100-dimensional noise, SGD with 0.01 along half a cosine for
     the copy, Adam with 2e-4 for the networks of the adversarial game, lambda_div 500. Simplified, as budgets here are
     thousands of queries instead of their eight million: `initial` was 50,000; they train the generator on the first
-    copy, and a second copy on 25,000 of its images, before the rounds begin; they change the colours and the place of
+    copy, and a second copy on its images, before the rounds begin; they change the colours and the place of
     each generated image before they ask (AutoAugment), which photographs can bear and shapes of one channel cannot; and
     of averages of the copy's weights along the way they keep the best. The generator's layers are DFME's without the
     last normalisation, since proxies are not grey on average.
@@ -196,6 +198,7 @@ class DfmsHl(Attack):
         """Proxies and generated images first, then a batch of generated ones."""
         if not loot.put:
             self._start(loot.random)
+            self._round: _Round | None = None
             half = self.initial // 2
             proxies = self._drawn_proxies(loot.random, half)
             generated = [self._generated(loot.random, size) for size in _sizes(self.initial - len(proxies), self.batch)]
@@ -217,7 +220,6 @@ class DfmsHl(Attack):
         for _ in range(self.game_steps):
             images, _ = self._generated(random, self.batch)
             self._play(images, adversarial_loss(self._discriminator(images), proxy=True), random)
-        self._round: _Round | None = None
         self._copy_optimiser: torch.optim.SGD | None = None
 
     def _drawn_proxies(self, random: np.random.Generator, n: int) -> Images:
@@ -239,7 +241,7 @@ class DfmsHl(Attack):
         discriminator.zero_grad()
         real = adversarial_loss(self._discriminator(proxies), proxy=True)
         fake = adversarial_loss(self._discriminator(images.detach()), proxy=False)
-        (real + fake).backward()
+        (real + fake).backward()  # type: ignore[no-untyped-call]
         discriminator.step()
 
     def learn(self, loot: Loot, substitute: Substitute) -> None:
