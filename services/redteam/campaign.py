@@ -40,11 +40,14 @@ DFME_BATCH = 32
 MAZE_BATCH = 16
 """A round asks for fifteen times as many."""
 MAZE_STEP, MAZE_GENERATOR_RATE = 1.0, 1e-2
-"""Of one who knows that pixels have 8 bits, which the authors' step of 1e-3 does not move, and has no millions of
+"""Of one who knows that pixels have 8 bits, which the authors' step of 1e-3 hardly moves, and has no millions of
 queries for their rate of 1e-4."""
 DFMS_INITIAL, DFMS_BATCH, DFMS_REPLAYS = 500, 32, 5
 DFMS_COPY_RATE, DFMS_GENERATOR_RATE = 0.03, 1e-3
 """As for MAZE: the authors' rates are for millions of queries."""
+DFMS_GAME_STEPS = 0
+"""A generator that has learnt to draw synthetic shapes before it is asked for questions makes worse ones: copies of a
+victim for 14 by 14 pixels agreed on 48% after 4,000 queries with 100 steps, on 59% with none (means of four draws)."""
 OWN_IMAGES = 2000
 """Labelled images that an adaptive attacker has to train an encoder, an auto-encoder or shadow models of its own on."""
 OWN_EPOCHS = 4
@@ -88,7 +91,7 @@ def _dfms(data: Dataset, random: np.random.Generator, folder: Path, request_rows
         initial=DFMS_INITIAL,
         batch=DFMS_BATCH,
         replays=DFMS_REPLAYS,
-        game_steps=0,
+        game_steps=DFMS_GAME_STEPS,
         copy_rate=DFMS_COPY_RATE,
         generator_rate=DFMS_GENERATOR_RATE,
         request_rows=request_rows,

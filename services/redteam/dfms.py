@@ -129,17 +129,17 @@ class DfmsHl(Attack):
     knows: synthetic shapes, or photographs of other things. The first round asks for `initial` images, half proxies and
     half generated, and trains the copy on them. Each further round asks for a batch of generated images; the copy takes
     a step on their answers and `replays` on earlier ones; then the generator takes one that makes its images both pass
-    for proxies and differ in class to the copy, L_adv + lambda_div L_div, and the discriminator one. The
-    victim's gradient is never estimated, so labels are enough and no two questions are close. Where the victim tells
+    for proxies and differ in class to the copy, L_adv + lambda_div L_div, and the discriminator one. The victim's
+    gradient is never estimated, so labels are enough and no two questions are close. Where the victim tells
     probabilities, the cross-entropy with these takes the place of that with labels.
 
     Defaults are those of the authors' code: batches of 64, 100-dimensional noise, SGD with 0.01 along half a cosine for
     the copy, Adam with 2e-4 for the networks of the adversarial game, lambda_div 500. Simplified, as budgets here are
     thousands of queries instead of their eight million: `initial` was 50,000; they train the generator on the first
-    copy, and a second copy on its images, before the rounds begin; they change the colours and the place of
-    each generated image before they ask (AutoAugment), which photographs can bear and shapes of one channel cannot; and
-    of averages of the copy's weights along the way they keep the best. The generator's layers are DFME's without the
-    last normalisation, since proxies are not grey on average.
+    copy, and a second copy on its images, before the rounds begin; they change the colours and the place of each
+    generated image before they ask (AutoAugment), which is made for photographs in colour; and of averages of the
+    copy's weights along the way they keep the best. The generator's layers are DFME's without the last normalisation,
+    since proxies are not grey on average.
     """
 
     name = "DFMS-HL"
@@ -198,9 +198,7 @@ class DfmsHl(Attack):
         """Proxies and generated images first, then a batch of generated ones."""
         if not loot.put:
             self._start(loot.random)
-            self._round: _Round | None = None
-            half = self.initial // 2
-            proxies = self._drawn_proxies(loot.random, half)
+            proxies = self._drawn_proxies(loot.random, self.initial // 2)
             generated = [self._generated(loot.random, size) for size in _sizes(self.initial - len(proxies), self.batch)]
             return loot.questioning(np.concatenate([proxies, *(as_images(images) for images, _ in generated)]))
         images, noise = self._generated(loot.random, self.batch)
@@ -246,13 +244,12 @@ class DfmsHl(Attack):
 
     def learn(self, loot: Loot, substitute: Substitute) -> None:
         """The copy learns to agree, then the generator to show it what it takes for all classes."""
-        if self._round is None:
+        if self._copy_optimiser is None:
             substitute.train(loot.images, loot.told, EPOCHS)
             self._copy_optimiser = torch.optim.SGD(
                 substitute.network.parameters(), lr=self.copy_rate, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY
             )
             return
-        assert self._copy_optimiser is not None
         spent = loot.report.queries / loot.budget
         self._copy_optimiser.param_groups[0]["lr"] = self.copy_rate * (1 + math.cos(math.pi * spent)) / 2
         numbers, images, told = loot.numbers, loot.images, loot.told

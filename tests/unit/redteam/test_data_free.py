@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from services.redteam.attack import Attack
+from services.redteam.attack import Account, Attack, Questions, Reply
 from services.redteam.dfme import Dfme, Maze, divergence, estimated_gradient
 from services.redteam.dfms import DfmsHl, class_diversity_loss, random_shapes
 from services.redteam.substitute import Images, Probabilities, Substitute, Yardstick
@@ -178,6 +178,18 @@ def test_the_game_before_the_first_question_makes_images_like_the_proxies(small_
         return float(asked[0][32:].mean())
 
     assert brightness(150) > brightness(0) + 20
+
+
+def test_dfms_goes_on_where_none_of_its_first_questions_is_answered(small_victim: Substitute) -> None:
+    class Late(Account):
+        def send(self, questions: Questions, limit: int) -> Reply:
+            if questions.numbers[0] < 20:
+                return Reply.of({}, 5, banned=False)
+            return super().send(questions, limit)
+
+    attack = DfmsHl(SHAPE, initial=20, batch=8, game_steps=0, width=4, latent=16, request_rows=1000)
+    report = attack.run(Late(labelling(small_victim)), 37, np.random.default_rng(0))
+    assert [milestone.queries for milestone in report.milestones] == [13, 21, 29, 37]
 
 
 def test_class_diversity_is_least_lost_where_every_class_comes_equally_often() -> None:
