@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_disguises(attack: argparse.ArgumentParser) -> None:
-    disguises = attack.add_argument_group("adaptive attacks", "what the attacker does against detectors")
+    disguises = attack.add_argument_group("adaptive attacks", "what the attacker does against detectors and defences")
     disguises.add_argument(
         "--blinding", choices=BLINDINGS, default="", help="transform each image and book the answer to the original"
     )
@@ -68,6 +68,10 @@ def _add_disguises(attack: argparse.ArgumentParser) -> None:
         "--filter", action="store_true",
         help="hold back what a similarity detector of the attacker's own believes suspicious; trains it first",
     )  # fmt: skip
+    disguises.add_argument(
+        "--recover", action="store_true",
+        help="D-DAE: mend spoiled answers by what was learnt from playing victims with defences; does that first",
+    )  # fmt: skip
 
 
 def _disguises(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -78,6 +82,7 @@ def _disguises(arguments: argparse.Namespace) -> dict[str, Any]:
         "blinding_strength": arguments.blinding_strength,
         "mix": arguments.mix,
         "filtered": arguments.filter,
+        "recovering": arguments.recover,
     }
 
 

@@ -32,6 +32,8 @@ class ClientPlan(BaseModel):
     """Share of honest queries among all that an attacker sends; its budget pays for them."""
     filtered: bool = False
     """Whether an attacker holds back what its own similarity detector believes suspicious."""
+    recovering: bool = False
+    """Whether an attacker mends disturbed answers before its copy learns from them."""
 
 
 class CampaignPlan(BaseModel):

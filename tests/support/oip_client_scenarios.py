@@ -24,10 +24,12 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc as rpc
 
 from services.redteam.attack import Banned
-from services.redteam.campaign import Campaign
+from services.redteam.campaign import Campaign, recovering
 from services.redteam.client import EndpointError, VictimClient
 from services.redteam.honest import Pace
+from services.redteam.knockoff import RandomSelection
 from services.redteam.plan import CampaignPlan, ClientPlan
+from services.redteam.recovery import Recovering
 from shared.datasets import load_fashion_mnist
 
 IMAGES = np.arange(3 * 28 * 28, dtype=np.uint8).reshape(3, 1, 28, 28)
@@ -270,6 +272,37 @@ def an_adaptive_attacker_sends_what_its_plan_says() -> None:
     assert 6 <= blinded <= 8
 
 
+def attackers_without_data_send_what_they_invent() -> None:
+    """Under their names in a plan, and as many as they may."""
+    clients = [
+        ClientPlan(account=kind, key=kind, role="attack", kind=kind, queries=300, request_rows=60)
+        for kind in ("dfms-hl", "maze")
+    ]
+    with serving(labels=True) as (endpoint, address), tempfile.TemporaryDirectory() as folder:
+        report = Campaign(_plan(address, Path(folder) / "report.json", *clients)).run()
+    assert {account: (one.state, one.queries) for account, one in report.accounts.items()} == {
+        "dfms-hl": ("done", 300),
+        "maze": ("done", 300),
+    }
+    natural = {image.tobytes() for image in load_fashion_mnist("test").images}
+    for request in endpoint.requests:
+        sent = np.frombuffer(request.raw_input_contents[0], dtype=np.uint8).reshape(-1, 28 * 28)
+        assert not natural & {image.tobytes() for image in sent}
+
+
+def a_plan_says_whether_an_attacker_mends_its_answers() -> None:
+    """By the attack that it wraps, or not."""
+    data = load_fashion_mnist("test")[:20]
+    attack = RandomSelection(data.images)
+    for mending in (False, True):
+        client = ClientPlan(
+            account="thief", key="", role="attack", kind="random-natural", queries=1, recovering=mending
+        )
+        found = recovering(client, attack, data, np.random.default_rng(0))
+        assert (found is attack) is not mending
+        assert isinstance(found, Recovering) is mending
+
+
 SCENARIOS: dict[str, Callable[[], None]] = {
     scenario.__name__: scenario
     for scenario in (
@@ -285,6 +318,8 @@ SCENARIOS: dict[str, Callable[[], None]] = {
         a_campaign_drives_every_account_and_reports,
         a_campaign_tells_which_account_failed_and_why,
         an_adaptive_attacker_sends_what_its_plan_says,
+        attackers_without_data_send_what_they_invent,
+        a_plan_says_whether_an_attacker_mends_its_answers,
     )
 }
 

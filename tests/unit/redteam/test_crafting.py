@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from services.redteam.attack import Attack
-from services.redteam.dfme import Dfme, estimated_gradient
+from services.redteam.dfme import Dfme, Maze
+from services.redteam.dfms import DfmsHl
 from services.redteam.jacobian import (
     EPOCHS,
     Cloudleak,
@@ -200,12 +201,14 @@ def odd_attacks() -> list[Attack]:
         JbaCw(images, steps=2, searches=2, request_rows=5),
         Cloudleak(images, steps=2, request_rows=5),
         Dfme(SHAPE, batch=4, width=4, latent=8, request_rows=5),
+        Maze(SHAPE, batch=2, directions=3, width=4, latent=8, request_rows=5),
+        DfmsHl(SHAPE, initial=9, batch=4, game_steps=2, width=4, latent=8, request_rows=5),
         KnockoffNets(images, request_rows=5),
         RandomSelection(images, request_rows=5),
     ]
 
 
-@pytest.mark.parametrize("which", range(10))
+@pytest.mark.parametrize("which", range(12))
 def test_every_attack_takes_images_of_any_shape_and_any_number_of_classes(
     which: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,67 +226,3 @@ def test_every_attack_takes_images_of_any_shape_and_any_number_of_classes(
     assert report.queries == sum(len(images) for images in asked) == budget
     assert {images.shape[1:] for images in asked} == {SHAPE}
     assert {images.dtype for images in asked} == {np.dtype(np.uint8)}
-
-
-def halved(images: Images) -> Images:
-    """28 by 28 pixels to 14 by 14, so that a data-free attack is quick."""
-    shrunk: Images = images.reshape(-1, 1, 14, 2, 14, 2).mean(axis=(3, 5)).astype(np.uint8)
-    return shrunk
-
-
-@pytest.fixture(scope="module")
-def small_victim(trained: Victim) -> Substitute:
-    images = splits().train.images[:1500]
-    network = Substitute(10, np.random.default_rng(0))
-    network.train(halved(images), np.eye(10, dtype=np.float32)[trained.network.labels(images)], epochs=8)
-    return network
-
-
-def test_dfme_copies_a_victim_that_tells_probabilities_without_any_image_of_its_kind(small_victim: Substitute) -> None:
-    """From 8% to 20-43% in 4,000 queries; draws differ, so two count."""
-
-    def ask(images: Images) -> Probabilities:
-        return torch.from_numpy(small_victim.logits(images)).softmax(dim=1).numpy()
-
-    test = splits().test[:500]
-    clean = halved(test.images)
-    yardstick = Yardstick(clean, small_victim.labels(clean), test.labels)
-    gains = []
-    for draw in range(2):
-        attack = Dfme((1, 14, 14), batch=16, width=8, latent=32, request_rows=256)
-        report = attack.run(ask, 4000, np.random.default_rng(draw), yardstick)
-        agreement = [milestone.similarity.agreement for milestone in report.milestones if milestone.similarity]
-        gains.append(agreement[-1] - agreement[0])
-    assert np.mean(gains) > 0.05
-
-
-def test_dfme_sends_points_in_pairs_that_are_nearly_the_same(small_victim: Substitute) -> None:
-    asked: list[Images] = []
-
-    def ask(images: Images) -> Probabilities:
-        asked.append(images)
-        return np.eye(10, dtype=np.float32)[small_victim.labels(images)]
-
-    batch, copy_steps = 8, 2
-    a_round = batch * (copy_steps + 2)
-    attack = Dfme((1, 14, 14), batch=batch, copy_steps=copy_steps, width=8, latent=32, request_rows=1000)
-    assert attack.run(ask, 3 * a_round, np.random.default_rng(0)).queries == 3 * a_round
-    for images in asked:
-        lessons, probes = np.split(images.astype(np.int64), [batch * copy_steps])
-        points, neighbours = probes[::2], probes[1::2]
-        # Steps of 1e-3 before the activation move a pixel by a quantum or not at all.
-        assert np.abs(points - neighbours).max() <= 1
-        assert np.abs(lessons[0] - lessons[1]).max() > 20
-
-
-def test_a_step_along_many_directions_estimates_the_gradient() -> None:
-    torch.manual_seed(0)
-    target = torch.randn(2, 1, 3, 4)
-    points = torch.randn(2, 1, 3, 4)
-    directions = torch.randn(2, 3000, 1, 3, 4)
-    directions /= directions.flatten(2).norm(dim=2)[:, :, None, None, None]
-    moved = torch.cat([points[:, None], points[:, None] + 1e-2 * directions], dim=1)
-    losses = (moved - target[:, None]).square().flatten(2).sum(dim=2)
-    found, true = estimated_gradient(losses, directions, 1e-2), 2 * (points - target)
-    assert torch.nn.functional.cosine_similarity(found.flatten(1), true.flatten(1)).min() > 0.95
-    assert torch.allclose(found.flatten(1).norm(dim=1), true.flatten(1).norm(dim=1), rtol=0.15)
