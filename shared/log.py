@@ -7,14 +7,21 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Sequence
 
 import structlog
 
 from shared.settings import ServiceSettings
 
 
-def configure_logging(service: str, settings: ServiceSettings) -> None:
-    """Send everything that is logged in this process to standard error in one shape."""
+def configure_logging(service: str, settings: ServiceSettings, silent: Sequence[str] = ()) -> None:
+    """Send everything that is logged in this process to standard error in one shape.
+
+    Args:
+        service: named in every line.
+        settings: level and shape.
+        silent: loggers that only say what is critical, unless the level is DEBUG.
+    """
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -38,6 +45,9 @@ def configure_logging(service: str, settings: ServiceSettings) -> None:
     root.setLevel(settings.log_level)
     for chatty in ("kafka", "aiokafka", "faust", "mode"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.getLevelName(settings.log_level)))
+    if settings.log_level != "DEBUG":
+        for name in silent:
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     structlog.configure(
         processors=[*shared[:3], *shared[3:], structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),

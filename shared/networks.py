@@ -75,14 +75,23 @@ def load_network(network: ModuleType, tensors: Mapping[str, NDArray[Any]]) -> Mo
     return network.eval().requires_grad_(False).to(device()).to(memory_format=torch.channels_last)
 
 
-def bundle_network(bundle: Bundle, file: str, empty: ModuleType) -> ModuleType:
+def bundle_network(bundle: Bundle, file: str, empty: ModuleType, under: str = "") -> ModuleType:
     """The network that the bundle keeps as `file` (without .safetensors), ready to infer.
+
+    Args:
+        bundle: that holds it.
+        file: in which it is.
+        empty: of the same form.
+        under: what the names of its tensors begin with, where the file holds others beside them.
 
     Raises:
         BundleError: the file is missing or holds another network.
     """
     try:
-        return load_network(empty, bundle.tensors(file))
+        tensors = bundle.tensors(file)
+        return load_network(
+            empty, {name.removeprefix(under): array for name, array in tensors.items() if name.startswith(under)}
+        )
     except BundleError:
         raise
     except ValueError as error:

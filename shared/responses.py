@@ -12,6 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from shared.validation import first_mistake
 
+SIMILAR_BITS = 8
+"""Perceptual hashes (64 bits) that differ in no more are of similar images: they get the same wrong answer, and count
+as one proof."""
+
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
 Distance = Annotated[float, Field(gt=0.0, le=2.0)]
 """L1 distance between two probability vectors: 2 at most."""

@@ -6,11 +6,14 @@ Every field is read from the environment as PORTCULLIS_<NAME>.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeVar
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from shared.topics import Topic
+
+SettingsType = TypeVar("SettingsType", bound="ServiceSettings")
 
 REPOSITORY_BUNDLE = Path("deploy/bundle")
 
@@ -49,3 +52,23 @@ class ServiceSettings(BaseSettings):
     def topic(self, topic: Topic) -> str:
         """The topic's name in this deployment."""
         return self.topic_prefix + topic.name
+
+
+class SettingsError(ValueError):
+    """Settings have mistakes; the message has a line for each, which begins with the variable's name."""
+
+
+def read_settings(kind: type[SettingsType]) -> SettingsType:
+    """A service's settings, from the environment.
+
+    Raises:
+        SettingsError: they have mistakes.
+    """
+    try:
+        return kind()
+    except ValidationError as error:
+        lines = [
+            f"PORTCULLIS_{'_'.join(str(part) for part in mistake['loc']).upper()}: {mistake['msg']}"
+            for mistake in error.errors()
+        ]
+        raise SettingsError("\n".join(lines)) from error

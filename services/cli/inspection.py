@@ -18,6 +18,7 @@ from shared.events import Action, Verdict
 from shared.settings import ServiceSettings
 from shared.topics import ALERTS, VERDICTS
 from shared.topics_admin import create_topics
+from shared.validation import printable
 
 policy = typer.Typer(no_args_is_help=True, help="Policies: what follows from the detectors' signals.")
 bundle = typer.Typer(no_args_is_help=True, help="The bundle: everything trained or calibrated.")
@@ -134,5 +135,5 @@ def tail(
             raise CommandError(
                 f"{record.topic} at {record.partition}:{record.offset} is no finding: {error!r}"
             ) from error
-        shown = json.dumps(finding) if as_json else "".join(letter if letter.isprintable() else "?" for letter in line)
+        shown = json.dumps(finding) if as_json else printable(line)
         typer.echo(shown)

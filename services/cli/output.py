@@ -12,6 +12,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from shared.validation import printable
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 FAILED = 1
@@ -55,6 +57,5 @@ def moment(microseconds: int) -> str:
 
 
 def _plain(value: Any) -> str:
-    text = f"{value:.3g}" if isinstance(value, float) else str(value)
-    # A name or a reason comes from somebody else: no control characters into a person's terminal.
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
+    # A name or a reason comes from somebody else.
+    return printable(f"{value:.3g}" if isinstance(value, float) else str(value))

@@ -28,6 +28,7 @@ from services.training.tracing import DETECTORS
 from shared.bundle import Bundle
 from shared.detection import Detector, input_digests
 from shared.events import Action, Override, Verdict
+from shared.responses import SIMILAR_BITS
 from shared.stage import signal_of
 
 LAG = 16
@@ -37,8 +38,7 @@ INTERVAL = 10_000
 """Microseconds between two queries of an account; times matter to what expires alone."""
 START = 1_700_000_000_000_000
 MEMORY = 50_000
-SIMILAR_BITS = 8
-"""The defaults of `services.inference.settings`."""
+"""Spoiled answers, and true ones of an account, that the responses remember: more than one attacker gets."""
 
 
 @dataclass(slots=True)

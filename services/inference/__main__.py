@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import signal
 import sys
-
-from pydantic import ValidationError
 
 from services.inference.server import InferenceServer
 from services.inference.settings import InferenceSettings
@@ -16,6 +13,7 @@ from shared.bundle import BundleError
 from shared.keys import KeyFileError
 from shared.log import configure_logging, get_logger
 from shared.metrics import HealthServer
+from shared.settings import SettingsError, read_settings
 
 log = get_logger(__name__)
 
@@ -45,16 +43,12 @@ async def serve(settings: InferenceSettings) -> None:
 def main() -> int:
     """Run the service; 2 where its settings or files have a mistake."""
     try:
-        settings = InferenceSettings()
-    except ValidationError as error:
-        for mistake in error.errors():
-            name = "_".join(str(part) for part in mistake["loc"]).upper()
-            print(f"PORTCULLIS_{name}: {mistake['msg']}", file=sys.stderr)
+        settings = read_settings(InferenceSettings)
+    except SettingsError as error:
+        print(error, file=sys.stderr)
         return 2
-    configure_logging("inference", settings)
-    if settings.log_level != "DEBUG":
-        # It reports every failed attempt several times over; the publisher and the readers say once what is away.
-        logging.getLogger("kafka").setLevel(logging.CRITICAL)
+    # kafka-python reports every failed attempt several times over; the publisher and the readers say once what is away.
+    configure_logging("inference", settings, silent=("kafka",))
     try:
         asyncio.run(serve(settings))
     except (BundleError, KeyFileError, SpoolError) as error:

@@ -144,32 +144,18 @@ def _query_record(requests: list[AcceptedQueries], partition: int, to: Destinati
 
 def perturbed_records(accepted: Iterable[AcceptedQueries], to: Destination) -> list[Record]:
     """Records of `perturbed` for the answers that were spoiled."""
-    return [
-        Record(
-            to.perturbed_topic,
-            partition_of(answer.account, to.partitions),
-            answer.account.encode(),
-            encode_perturbed(answer),
-            rows=0,
-        )
-        for queries in accepted
-        for answer in queries.spoiled
-    ]
+    spoiled = [answer for queries in accepted for answer in queries.spoiled]
+    return [_account_record(to.perturbed_topic, answer.account, encode_perturbed(answer), to) for answer in spoiled]
 
 
 def note_records(accepted: Iterable[AcceptedQueries], to: Destination) -> list[Record]:
     """Records of `response-notes` for what the response policies must remember."""
     notes = [queries.note for queries in accepted if queries.note is not None]
-    return [
-        Record(
-            to.notes_topic,
-            partition_of(note.account, to.partitions),
-            note.account.encode(),
-            encode_response_note(note),
-            rows=0,
-        )
-        for note in notes
-    ]
+    return [_account_record(to.notes_topic, note.account, encode_response_note(note), to) for note in notes]
+
+
+def _account_record(topic: str, account: str, value: bytes, to: Destination) -> Record:
+    return Record(topic, partition_of(account, to.partitions), account.encode(), value, rows=0)
 
 
 class Publisher:

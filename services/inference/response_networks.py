@@ -5,7 +5,7 @@ A bundle keeps each in a file of its own, `response-<policy>`; a served model ne
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,12 @@ from services.inference.model import Model
 from services.inference.network import ARCHITECTURES
 from services.inference.responses.queen import Atlas, QueenNetworks
 from shared.bundle import Bundle, BundleError
-from shared.networks import ImageShape, device, image_shape, images, load_network, network_tensors
+from shared.networks import ImageShape, bundle_network, device, image_shape, images, network_tensors
 
 MECO, QUEEN, MISLEADING = "response-meco", "response-queen", "response-misinformation"
 """Files of a bundle."""
+_MAP, _SHADOWS = "map/", "shadows/"
+"""Beginnings of the names of QUEEN's tensors."""
 GENERATOR_FILTERS = 16
 """Of MeCo's generator. The paper has 64 beside a ResNet-34, of fifty times this repository's model's weights."""
 LARGEST_PERTURBATION = 0.5
@@ -153,8 +155,8 @@ Answers = NDArray[np.float32]
 def queen_tensors(network: SensitivityMap, atlas: Atlas, shadows: ShadowModels) -> dict[str, NDArray[Any]]:
     """As the bundle keeps them."""
     return {
-        **_under("map", network_tensors(network)),
-        **_under("shadows", network_tensors(shadows)),
+        **{_MAP + name: array for name, array in network_tensors(network).items()},
+        **{_SHADOWS + name: array for name, array in network_tensors(shadows).items()},
         "centres": atlas.centres,
         "distances": atlas.distances,
         "features": atlas.features,
@@ -179,7 +181,7 @@ class ResponseNetworks:
         Raises:
             BundleError: the bundle has no such network, or one of another form.
         """
-        network = self._load(MECO, MecoModel(self._untrained(), self._shape[0]), self._bundle.tensors(MECO))
+        network = bundle_network(self._bundle, MECO, MecoModel(self._untrained(), self._shape[0]))
 
         def perturbed(inputs: Views, noise: NDArray[np.float32]) -> Answers:
             return _ask(lambda: network(images(inputs), torch.from_numpy(noise).to(device())).softmax(1))
@@ -192,7 +194,7 @@ class ResponseNetworks:
         Raises:
             BundleError: the bundle has no such network, or one of another form.
         """
-        network = self._load(MISLEADING, self._untrained(), self._bundle.tensors(MISLEADING))
+        network = bundle_network(self._bundle, MISLEADING, self._untrained())
         return lambda inputs: _ask(lambda: network(images(inputs)).softmax(1))
 
     def queen(self) -> QueenNetworks:
@@ -205,12 +207,11 @@ class ResponseNetworks:
         body, head = self._model.split()
         try:
             atlas = Atlas(tensors["centres"], tensors["distances"], tensors["features"])
-            shadow_models = len(tensors["shadows/layers.0.weight"]) // SHADOW_FILTERS[0]
+            shadow_models = len(tensors[f"{_SHADOWS}layers.0.weight"]) // SHADOW_FILTERS[0]
         except KeyError as error:
             raise BundleError(f"{self._bundle.folder / QUEEN}.safetensors: has no {error}") from error
-        plane = self._load(QUEEN, SensitivityMap(atlas.features.shape[1]), _of("map", tensors))
-        empty = ShadowModels(self._shape, self._classes, shadow_models)
-        shadows = self._load(QUEEN, empty, _of("shadows", tensors))
+        plane = bundle_network(self._bundle, QUEEN, SensitivityMap(atlas.features.shape[1]), _MAP)
+        shadows = bundle_network(self._bundle, QUEEN, ShadowModels(self._shape, self._classes, shadow_models), _SHADOWS)
 
         def of_features(network: nn.Module, features: Answers) -> Tensor:
             result: Tensor = network(torch.from_numpy(features).to(device()))
@@ -227,22 +228,8 @@ class ResponseNetworks:
     def _untrained(self) -> nn.Module:
         return ARCHITECTURES[self._bundle.manifest.model.architecture](self._shape, self._classes)
 
-    def _load(self, file: str, empty: nn.Module, tensors: Mapping[str, NDArray[Any]]) -> nn.Module:
-        try:
-            return load_network(empty, tensors)
-        except ValueError as error:
-            raise BundleError(f"{self._bundle.folder / file}.safetensors: {error}") from error
-
 
 def _ask(question: Callable[[], Tensor]) -> Answers:
     with torch.inference_mode():
         answers: Answers = question().float().cpu().numpy()
     return answers
-
-
-def _under(name: str, tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    return {f"{name}/{key}": array for key, array in tensors.items()}
-
-
-def _of(name: str, tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    return {key.removeprefix(f"{name}/"): array for key, array in tensors.items() if key.startswith(f"{name}/")}

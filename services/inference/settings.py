@@ -9,6 +9,7 @@ from pydantic import Field, SecretStr
 
 from services.inference.responses.interface import AnswerMode
 from shared.keys import DEFAULT_KEYS
+from shared.responses import SIMILAR_BITS
 from shared.settings import ServiceSettings
 
 
@@ -77,7 +78,7 @@ class InferenceSettings(ServiceSettings):
     """Secret by which responses choose at random what must be the same on every replica. Where it is empty the bundle's
     fingerprint serves, which whoever has the bundle knows too."""
 
-    similar_bits: int = Field(8, ge=0, le=64)
+    similar_bits: int = Field(SIMILAR_BITS, ge=0, le=64)
     """Perceptual hashes (64 bits) that differ in no more bits than this are of similar images. Measured on
     Fashion-MNIST: 98% of copies with a sign noise of 0.03 lie within 8 bits, 72% with 0.1; of unrelated images 15%
     have one so near among 200 others."""

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 import sys
 import threading
-
-from pydantic import ValidationError
 
 from services.ownership.app import OwnershipService
 from services.ownership.registry import RegistryError
 from services.ownership.settings import OwnershipSettings
 from shared.log import configure_logging, get_logger
 from shared.metrics import HealthServer
+from shared.settings import SettingsError, read_settings
 
 log = get_logger(__name__)
 
@@ -54,16 +52,12 @@ def serve(settings: OwnershipSettings) -> int:
 def main() -> int:
     """Run the service; 2 where its settings have a mistake."""
     try:
-        settings = OwnershipSettings()
-    except ValidationError as error:
-        for mistake in error.errors():
-            name = "_".join(str(part) for part in mistake["loc"]).upper()
-            print(f"PORTCULLIS_{name}: {mistake['msg']}", file=sys.stderr)
+        settings = read_settings(OwnershipSettings)
+    except SettingsError as error:
+        print(error, file=sys.stderr)
         return 2
-    configure_logging("ownership", settings)
-    if settings.log_level != "DEBUG":
-        # It reports every failed attempt several times over; the reader says once what is away.
-        logging.getLogger("kafka").setLevel(logging.CRITICAL)
+    # kafka-python reports every failed attempt several times over; the reader says once what is away.
+    configure_logging("ownership", settings, silent=("kafka",))
     try:
         return serve(settings)
     except RegistryError as error:

@@ -48,6 +48,7 @@ from services.ownership.chain import (
 )
 from services.ownership.errors import OwnershipError
 from shared.events import PerturbedAnswer
+from shared.validation import printable
 
 FORMAT = 1
 BUSY_MS = 5000
@@ -444,7 +445,7 @@ def _rejected_row(rejected: Rejected) -> dict[str, Any]:
         "partition": source.partition,
         "offset": source.offset,
         # What is in it came from the record.
-        "reason": "".join(letter if letter.isprintable() else "?" for letter in rejected.reason),
+        "reason": printable(rejected.reason),
         "record": source.value,
     }
 

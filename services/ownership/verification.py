@@ -34,9 +34,8 @@ from numpy.typing import NDArray
 from scipy import special, stats
 
 from shared.events import PerturbedAnswer
+from shared.responses import SIMILAR_BITS
 
-SIMILAR_BITS = 8
-"""Perceptual hashes that differ in no more bits count as one mark; as inference's own memory has it by default."""
 THRESHOLD = 0.5
 """t of Algorithm 3. The paper gives no value; in its Table 11 copies reach 87 to 100%, other models less than 1%."""
 LEVEL = 0.001

@@ -238,12 +238,12 @@ class BundleMaker:
 
     def _queen(self) -> Mapping[str, NDArray[Any]]:
         plan, data = self.plan, self.splits.train
-        told = softmax(logits_of(self.victim, data.images))
         shadows = self._trained(
             "shadows", (*self.victim_key, plan.shadow_epochs),
             ShadowModels(self.shape, self.classes, responses.SHADOWS),
             lambda checkpoints: responses.train_shadows(
-                data, told, plan.shadow_epochs, plan.seed + 11, self.progress, checkpoints
+                data, softmax(logits_of(self.victim, data.images)), plan.shadow_epochs, plan.seed + 11,
+                self.progress, checkpoints,
             ),
         )  # fmt: skip
         body, _ = split_head(self.victim)

@@ -27,8 +27,8 @@ class Dawn(Stateless):
         super().__init__(mode)
         self._share, self._key = share, key
 
-    def bend(self, queries: Queries) -> Probabilities:
-        """See `Stateless.bend`."""
+    def see(self, queries: Queries) -> Probabilities:
+        """See `Stateless.see`."""
         told = queries.probabilities.astype(np.float64)
         classes = told.shape[1]
         for row, random in enumerate(keyed(self._key, queries)):

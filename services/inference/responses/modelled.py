@@ -38,8 +38,8 @@ class Meco(Stateless):
         self._key = key
         self._random = np.random.default_rng()
 
-    def bend(self, queries: Queries) -> Probabilities:
-        """See `Stateless.bend`."""
+    def see(self, queries: Queries) -> Probabilities:
+        """See `Stateless.see`."""
         return self._perturbed(queries.inputs, self._noise(queries)).astype(np.float64)
 
     def _noise(self, queries: Queries) -> NDArray[np.float32]:
@@ -72,8 +72,8 @@ class AdaptiveMisinformation(Stateless):
         super().__init__(mode)
         self._misleading, self._tau, self._nu = misleading, tau, nu
 
-    def bend(self, queries: Queries) -> Probabilities:
-        """See `Stateless.bend`."""
+    def see(self, queries: Queries) -> Probabilities:
+        """See `Stateless.see`."""
         honest = queries.probabilities.astype(np.float64)
         sure = self._nu * (honest.max(axis=1, keepdims=True) - self._tau)
         # 1 / (1 + exp(s)) without an overflow on either side.

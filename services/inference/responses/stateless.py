@@ -22,7 +22,8 @@ MARGIN = 1e-4
 """By which the label's probability stays ahead of the others' where a response keeps the label."""
 MOST_ENUMERATED = 10
 """Classes up to which prediction poisoning tries every vertex of the hypercube, as the paper does."""
-BETA_LIMIT = 1e-7
+TINY = 1e-7
+"""Keeps logarithms and quotients finite."""
 
 
 class Stateless(ABC):
@@ -38,12 +39,8 @@ class Stateless(ABC):
         self._mode = mode
 
     @abstractmethod
-    def bend(self, queries: Queries) -> Probabilities:
-        """[n, classes] probabilities to be told instead of the model's."""
-
     def see(self, queries: Queries) -> Probabilities:
-        """See `ResponsePolicy.see`."""
-        return self.bend(queries)
+        """[n, classes] probabilities to be told instead of the model's."""
 
     def answer(self, queries: Queries, seen: Probabilities) -> Told:
         """See `ResponsePolicy.answer`."""
@@ -75,8 +72,8 @@ class TopK(Stateless):
         super().__init__(mode)
         self._k = k
 
-    def bend(self, queries: Queries) -> Probabilities:
-        """See `Stateless.bend`."""
+    def see(self, queries: Queries) -> Probabilities:
+        """See `Stateless.see`."""
         told = queries.probabilities.astype(np.float64)
         classes = told.shape[1]
         if self._k >= classes:
@@ -101,8 +98,8 @@ class Rounding(Stateless):
         super().__init__(mode)
         self._decimals = decimals
 
-    def bend(self, queries: Queries) -> Probabilities:
-        """See `Stateless.bend`."""
+    def see(self, queries: Queries) -> Probabilities:
+        """See `Stateless.see`."""
         honest = queries.probabilities.astype(np.float64)
         return keep_label(np.round(honest, self._decimals), honest)
 
@@ -125,13 +122,13 @@ class ReverseSigmoid(Stateless):
         super().__init__(mode)
         self._beta, self._gamma = beta, gamma
 
-    def bend(self, queries: Queries) -> Probabilities:
-        """See `Stateless.bend`."""
+    def see(self, queries: Queries) -> Probabilities:
+        """See `Stateless.see`."""
         honest = queries.probabilities.astype(np.float64)
-        inside = np.clip(honest, BETA_LIMIT, 1 - BETA_LIMIT)
+        inside = np.clip(honest, TINY, 1 - TINY)
         # sigmoid(gamma * log(y / (1 - y))) without an overflow on the way.
         bent = 1.0 / (1.0 + np.exp(-self._gamma * (np.log(inside) - np.log1p(-inside))))
-        told = np.maximum(honest - self._beta * (bent - 0.5), BETA_LIMIT)
+        told = np.maximum(honest - self._beta * (bent - 0.5), TINY)
         return keep_label(told / told.sum(axis=1, keepdims=True), honest)
 
 
@@ -153,8 +150,8 @@ class RandomPerturbation(Stateless):
         super().__init__(mode)
         self._epsilon, self._key = epsilon, key
 
-    def bend(self, queries: Queries) -> Probabilities:
-        """See `Stateless.bend`."""
+    def see(self, queries: Queries) -> Probabilities:
+        """See `Stateless.see`."""
         honest = queries.probabilities.astype(np.float64)
         targets = np.array([random.dirichlet(np.ones(honest.shape[1])) for random in keyed(self._key, queries)])
         return keep_label(toward(honest, targets.reshape(honest.shape), self._epsilon), honest)
@@ -181,8 +178,8 @@ class PredictionPoisoning(Stateless):
         self._epsilon = epsilon
         self._targets = _vertices(classes)
 
-    def bend(self, queries: Queries) -> Probabilities:
-        """See `Stateless.bend`."""
+    def see(self, queries: Queries) -> Probabilities:
+        """See `Stateless.see`."""
         honest = queries.probabilities.astype(np.float64)
         told = np.empty_like(honest)
         for row, one in enumerate(honest):
@@ -211,8 +208,8 @@ class GradientRedirection(Stateless):
         super().__init__(mode)
         self._epsilon = epsilon
 
-    def bend(self, queries: Queries) -> Probabilities:
-        """See `Stateless.bend`."""
+    def see(self, queries: Queries) -> Probabilities:
+        """See `Stateless.see`."""
         told = queries.probabilities.astype(np.float64)
         # (u - e_k) (u - y) = y_k - 1 / classes: the coefficients are in the order of the probabilities themselves.
         order = np.argsort(-told, axis=1, kind="stable")
@@ -237,7 +234,7 @@ def keyed(key: bytes, queries: Queries) -> Iterator[np.random.Generator]:
 def toward(honest: Probabilities, targets: Probabilities, epsilon: float) -> Probabilities:
     """Probabilities moved toward targets until their L1 distance is `epsilon`, or the target is reached."""
     distance = np.abs(targets - honest).sum(axis=1, keepdims=True)
-    share = np.minimum(1.0, epsilon / np.maximum(distance, BETA_LIMIT))
+    share = np.minimum(1.0, epsilon / np.maximum(distance, TINY))
     moved: Probabilities = honest + share * (targets - honest)
     return moved
 
@@ -276,5 +273,5 @@ def _cosines(candidates: Probabilities, honest: NDArray[np.float64]) -> NDArray[
     centre = 1.0 / len(honest)
     gradients, true = centre - candidates, centre - honest
     length = np.linalg.norm(gradients, axis=1) * np.linalg.norm(true)
-    cosines: NDArray[np.float64] = (gradients @ true) / np.maximum(length, BETA_LIMIT)
+    cosines: NDArray[np.float64] = (gradients @ true) / np.maximum(length, TINY)
     return cosines
