@@ -14,7 +14,15 @@ from typing import ClassVar, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from services.redteam.substitute import Images, Probabilities, Similarity, Substitute, Yardstick
+from services.redteam.substitute import (
+    Architecture,
+    Images,
+    Probabilities,
+    Similarity,
+    Substitute,
+    Yardstick,
+    small_network,
+)
 
 Ask: TypeAlias = Callable[[Images], Probabilities]
 """From images [n, channels, height, width] uint8 to answers [n, classes].
@@ -230,6 +238,8 @@ class Attack(ABC):
             request_rows: images a request.
         """
         self.request_rows = request_rows
+        self.architecture: Architecture = small_network
+        """Of the copy."""
 
     def run(
         self,
@@ -258,7 +268,7 @@ class Attack(ABC):
                 break
             if loot.questions:
                 if substitute is None:
-                    substitute = Substitute(loot.told.shape[1], random)
+                    substitute = Substitute(loot.told.shape[1], random, self.architecture)
                 self.learn(loot, substitute)
                 similarity = yardstick.measure(substitute) if yardstick else None
                 loot.report.milestones.append(Milestone(loot.report.queries, similarity))

@@ -452,6 +452,7 @@ class Recovering(Attack):
             raise ValueError(f"{shadows} shadow models are too few for {len(DEFENCES)} defences and none")
         if growth <= 1:
             raise ValueError(f"copies cannot be trained anew whenever answers grow by a factor of {growth}")
+        self.architecture = attack.architecture
         self._attack = attack
         self._own = own
         self._random = random

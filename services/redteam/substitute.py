@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -10,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
+
+from services.inference.network import ARCHITECTURES, split_head
 
 Images = NDArray[np.uint8]
 """[n, channels, height, width]"""
@@ -26,32 +29,20 @@ PREDICTION_BATCH = 256
 
 
 class SubstituteNetwork(nn.Module):
-    """Images [n, channels, height, width] in [0, 1] to logits [n, classes].
+    """Images [n, channels, height, width] in [0, 1] to logits [n, classes]: a trunk, and a linear layer."""
 
-    The attacker does not know the victim's network.
-    """
-
-    FEATURES = 64
-
-    def __init__(self, shape: Shape, classes: int) -> None:
+    def __init__(self, trunk: nn.Module, head: nn.Linear) -> None:
         """
         Args:
-            shape: of one image.
-            classes: how many it tells apart.
+            trunk: from images to features [n, d].
+            head: from features to logits.
         """
         super().__init__()
-        channels, height, width = shape
-        # Two convolutions halve each side, rounding up.
-        pixels = -(-height // 4) * -(-width // 4)
-        self.trunk = nn.Sequential(
-            nn.Conv2d(channels, 16, 5, stride=2, padding=2), nn.ReLU(),
-            nn.Conv2d(16, 32, 5, stride=2, padding=2), nn.ReLU(),
-            nn.Flatten(), nn.Linear(32 * pixels, self.FEATURES), nn.ReLU(),
-        )  # fmt: skip
-        self.head = nn.Linear(self.FEATURES, classes)
+        self.trunk = trunk
+        self.head = head
 
     def features(self, images: Tensor) -> Tensor:
-        """Outputs of the last layer but one, [n, 64]."""
+        """Outputs of the last layer but one, [n, d]."""
         features: Tensor = self.trunk(images)
         return features
 
@@ -59,6 +50,43 @@ class SubstituteNetwork(nn.Module):
         """Logits [n, classes]."""
         logits: Tensor = self.head(self.features(images))
         return logits
+
+
+Architecture: TypeAlias = Callable[[Shape, int], SubstituteNetwork]
+"""From an image's shape and the number of classes to a network, whose weights nothing hangs on."""
+
+
+def small_network(shape: Shape, classes: int) -> SubstituteNetwork:
+    """What an attacker trains who does not know the victim's network.
+
+    Args:
+        shape: of one image.
+        classes: how many it tells apart.
+    """
+    channels, height, width = shape
+    # Two convolutions halve each side, rounding up.
+    pixels, features = -(-height // 4) * -(-width // 4), 64
+    trunk = nn.Sequential(
+        nn.Conv2d(channels, 16, 5, stride=2, padding=2), nn.ReLU(),
+        nn.Conv2d(16, 32, 5, stride=2, padding=2), nn.ReLU(),
+        nn.Flatten(), nn.Linear(32 * pixels, features), nn.ReLU(),
+    )  # fmt: skip
+    return SubstituteNetwork(trunk, nn.Linear(features, classes))
+
+
+@dataclass(frozen=True, slots=True)
+class VictimsOwn:
+    """The architecture of an attacker who knows the victim's (AMAO, section 5.1.2).
+
+    Attributes:
+        name: of `services.inference.network.ARCHITECTURES`.
+    """
+
+    name: str
+
+    def __call__(self, shape: Shape, classes: int) -> SubstituteNetwork:
+        """The network, cut before its last linear layer."""
+        return SubstituteNetwork(*split_head(ARCHITECTURES[self.name](shape, classes)))
 
 
 def initialise(network: nn.Module, random: torch.Generator) -> None:
@@ -110,14 +138,17 @@ def as_tensor(images: Images) -> Tensor:
 class Substitute:
     """A network with its training, on the CPU: an attacker of this size needs no more."""
 
-    def __init__(self, classes: int, random: np.random.Generator) -> None:
+    def __init__(self, classes: int, random: np.random.Generator, architecture: Architecture = small_network) -> None:
         """
         Args:
             classes: how many it tells apart.
             random: of its weights and of the order of training.
+            architecture: of its network.
         """
         self.classes = classes
-        self._torch_random = torch.Generator().manual_seed(int(random.integers(2**62)))
+        self._architecture = architecture
+        self._seed = int(random.integers(2**62))
+        self._torch_random = torch.Generator().manual_seed(self._seed)
         self._network: SubstituteNetwork | None = None
 
     @property
@@ -133,7 +164,7 @@ class Substitute:
 
     def start(self, shape: Shape) -> SubstituteNetwork:
         """Begin anew with a network for images of this shape that knows nothing."""
-        self._network = SubstituteNetwork(shape, self.classes)
+        self._network = self._architecture(shape, self.classes)
         initialise(self._network, self._torch_random)
         return self._network
 
@@ -148,12 +179,15 @@ class Substitute:
         network = self.start(shape_of(images)).train()
         inputs, targets = as_tensor(images), torch.from_numpy(np.asarray(answers, dtype=np.float32))
         optimiser = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
-        for _ in range(max(epochs, -(-LEAST_STEPS // -(-len(inputs) // TRAINING_BATCH)))):
-            order = torch.randperm(len(inputs), generator=self._torch_random)
-            for rows in torch.split(order, TRAINING_BATCH):
-                optimiser.zero_grad()
-                functional.cross_entropy(network(inputs[rows]), targets[rows]).backward()  # type: ignore[no-untyped-call]
-                optimiser.step()
+        with torch.random.fork_rng(devices=()):
+            # Dropout draws from torch's global generator and takes no other.
+            torch.manual_seed(self._seed + len(inputs))
+            for _ in range(max(epochs, -(-LEAST_STEPS // -(-len(inputs) // TRAINING_BATCH)))):
+                order = torch.randperm(len(inputs), generator=self._torch_random)
+                for rows in torch.split(order, TRAINING_BATCH):
+                    optimiser.zero_grad()
+                    functional.cross_entropy(network(inputs[rows]), targets[rows]).backward()  # type: ignore[no-untyped-call]
+                    optimiser.step()
         network.eval()
 
     def logits(self, images: Images) -> NDArray[np.float32]:

@@ -8,10 +8,19 @@ import numpy as np
 import pytest
 import torch
 
-from services.redteam.attack import Attack, Banned
-from services.redteam.jacobian import EPOCHS, JacobianAttack, JbaPgd, JbdaTr, JbTop3, as_images, likeliest_others
+from services.redteam.attack import Attack, Banned, Loot
+from services.redteam.jacobian import (
+    EPOCHS,
+    Cloudleak,
+    JacobianAttack,
+    JbaPgd,
+    JbdaTr,
+    JbTop3,
+    as_images,
+    likeliest_others,
+)
 from services.redteam.knockoff import KnockoffNets
-from services.redteam.substitute import Images, Probabilities, Substitute, Yardstick, as_tensor
+from services.redteam.substitute import Images, Probabilities, Substitute, VictimsOwn, Yardstick, as_tensor
 from shared.datasets import load_digits
 from tests.support.undefended import Victim, splits
 
@@ -63,6 +72,31 @@ def test_digits_teach_a_copy_about_clothes(victim: Victim, yardstick: Yardstick)
     agreement = [milestone.similarity.agreement for milestone in report.milestones if milestone.similarity]
     assert agreement[-1] > agreement[0] + 0.05
     assert agreement[-1] > 0.2
+
+
+@pytest.mark.parametrize("attack", [JbdaTr, Cloudleak])
+def test_an_attacker_who_knows_the_victims_architecture_copies_that(
+    attack: type[JbdaTr] | type[Cloudleak], victim: Victim, yardstick: Yardstick, seeds: Images
+) -> None:
+    def copied() -> Substitute:
+        kept: list[Substitute] = []
+
+        class Keeping(attack):  # type: ignore[misc, valid-type]
+            def learn(self, loot: Loot, substitute: Substitute) -> None:
+                super().learn(loot, substitute)
+                kept.append(substitute)
+
+        one: Attack = Keeping(seeds[:FEW], request_rows=ROWS)
+        one.architecture = VictimsOwn("convnet")
+        one.run(victim, 2 * FEW, np.random.default_rng(1), yardstick)
+        return kept[-1]
+
+    first, again = copied(), copied()
+    weights = first.network.state_dict()
+    assert weights["head.weight"].shape == (10, 128)
+    assert any(name.endswith("running_mean") for name in weights)
+    for name, tensor in again.network.state_dict().items():
+        assert torch.equal(tensor, weights[name])
 
 
 @pytest.mark.parametrize("attack", JACOBIAN)
