@@ -239,3 +239,17 @@ def write_bundle(folder: Path, manifest: Mapping[str, Any], files: Mapping[str, 
         document = Manifest.model_validate(document).model_dump(mode="json", by_alias=True)
     (folder / MANIFEST).write_text(json.dumps(document, indent=2) + "\n")
     return Bundle.load(folder)
+
+
+def with_files(bundle: Bundle, folder: Path, files: Mapping[str, Mapping[str, NDArray[Any]]]) -> Bundle:
+    """Write a bundle again with some files in the place of its own, or beside them.
+
+    Args:
+        bundle: to begin with.
+        folder: of the new one; may be the same.
+        files: as for `write_bundle`.
+    """
+    names = [name.removesuffix(".safetensors") for name in bundle.manifest.files]
+    kept = {name: bundle.tensors(name) for name in names if name not in files}
+    manifest = bundle.manifest.model_dump(mode="json", by_alias=True, exclude={"format", "files"})
+    return write_bundle(folder, manifest, {**kept, **files})

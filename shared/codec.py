@@ -22,6 +22,7 @@ from shared.events import (
     Verdict,
 )
 from shared.pb.portcullis.v1 import events_pb2 as pb
+from shared.responses import PHASH, SIMILAR_BITS
 
 SCHEMA_VERSION = 1
 
@@ -301,6 +302,8 @@ def encode_perturbed(answer: PerturbedAnswer) -> bytes:
         answered_at_us=answer.answered_at,
         response=answer.response,
         perceptual_hash=answer.perceptual_hash.to_bytes(8, "big"),
+        hash_kind=answer.hash_kind,
+        similar_bits=answer.similar_bits,
         input=_tensor(answer.input),
         logits=_tensor(answer.logits),
         answer=_tensor(answer.answer),
@@ -318,6 +321,9 @@ def decode_perturbed(data: bytes) -> PerturbedAnswer:
         raise CodecError("PerturbedAnswer.account is empty")
     if len(message.perceptual_hash) != 8:
         raise CodecError(f"PerturbedAnswer.perceptual_hash has {len(message.perceptual_hash)} bytes, expected 8")
+    similar_bits = message.similar_bits if message.HasField("similar_bits") else SIMILAR_BITS
+    if similar_bits > 64:
+        raise CodecError(f"PerturbedAnswer.similar_bits is {similar_bits}, a hash has 64")
     return PerturbedAnswer(
         query_id=message.query_id,
         account=message.account,
@@ -326,6 +332,8 @@ def decode_perturbed(data: bytes) -> PerturbedAnswer:
         answered_at=message.answered_at_us,
         response=message.response,
         perceptual_hash=int.from_bytes(message.perceptual_hash, "big"),
+        hash_kind=message.hash_kind or PHASH,
+        similar_bits=similar_bits,
         input=_array(message.input, "PerturbedAnswer.input", "|u1"),
         logits=_array(message.logits, "PerturbedAnswer.logits", "<f4"),
         answer=_array(message.answer, "PerturbedAnswer.answer", "<f4"),

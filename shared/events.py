@@ -154,6 +154,10 @@ class PerturbedAnswer:
     response: str
     perceptual_hash: int
     """64 bits."""
+    hash_kind: str
+    """Which hash it is: hashes of different kinds say nothing about each other."""
+    similar_bits: int
+    """Hashes of this kind that differ in no more bits are of similar images."""
     input: NDArray[np.uint8] = field(repr=False)
     logits: NDArray[np.float32] = field(repr=False)
     answer: NDArray[np.float32] = field(repr=False)

@@ -12,9 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from shared.validation import first_mistake
 
+PHASH = "phash"
+"""Kind of perceptual hash that needs no training (imagehash's)."""
 SIMILAR_BITS = 8
-"""Perceptual hashes (64 bits) that differ in no more are of similar images: they get the same wrong answer, and count
-as one proof."""
+"""pHashes (64 bits) that differ in no more are of similar images: they get the same wrong answer, and count as one
+proof."""
 
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
 Distance = Annotated[float, Field(gt=0.0, le=2.0)]

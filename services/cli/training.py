@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,6 +19,16 @@ from shared.datasets import DEFAULT_FOLDER, SOURCES
 # Written out, since the zoo's own list takes torch's seconds to import; a test compares them.
 Architecture = Literal["convnet", "lenet5", "alexnet", "resnet18", "resnet34", "vgg16-bn"]
 Positives = Literal["transformations", "adversarial"]
+
+
+class ResponseFile(StrEnum):
+    """Networks that only spoil answers, by the ends of their files' names."""
+
+    IMAGE_HASH = "image-hash"
+    MISINFORMATION = "misinformation"
+    MECO = "meco"
+    QUEEN = "queen"
+
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as of a shell."""
@@ -51,9 +62,23 @@ def train(
         bool,
         typer.Option(
             "--responses/--no-responses",
-            help="Also train the networks by which MeCo, QUEEN and adaptive misinformation spoil answers.",
+            help="Also train the networks that only spoil answers: the hash by which images are known again, MeCo's, "
+            "QUEEN's, and the one of adaptive misinformation.",
         ),
     ] = True,
+    response: Annotated[
+        list[ResponseFile] | None,
+        typer.Option(help="Of those, only this one; may be given again.", show_default=False),
+    ] = None,
+    add_responses_to: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="BUNDLE",
+            help="Train only those, for the model of this bundle, and write them into it, or to --output. Neither the "
+            "model nor a threshold changes.",
+            show_default=False,
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(help="Folder of the bundle; build/bundles/<data set> if not given.", show_default=False),
@@ -72,15 +97,21 @@ def train(
     """
     try:
         from services.training.bundling import QUICK, Plan
-        from services.training.command import train_bundle
+        from services.training.command import add_responses, train_bundle
+        from services.training.response_making import ResponsePlan
     except ImportError as error:
         raise CommandError(f"training needs more packages ({error}): pip install 'portcullis[training]'") from error
     plan = replace(QUICK if quick else Plan(), seed=seed, architecture=architecture, positives=positives)
-    if not responses:
-        plan = replace(plan, responses=())
-    started = time.monotonic()
+    if response or not responses:
+        files = tuple(f"response-{name}" for name in response or ())
+        plan = replace(plan, responses=replace(plan.responses, files=files))
+    started, console = time.monotonic(), Console(stderr=True)
     try:
-        bundle = train_bundle(dataset, plan, work, output, Console(stderr=True), data, side, mirror)
+        if add_responses_to:
+            spoiling = plan.responses if plan.responses.files else ResponsePlan()
+            bundle = add_responses(add_responses_to, dataset, spoiling, seed, work, output, console, data, side, mirror)
+        else:
+            bundle = train_bundle(dataset, plan, work, output, console, data, side, mirror)
     except KeyboardInterrupt:
         typer.echo(
             f"portcullis: interrupted; what was trained so far is in {work}: the same command goes on from there",

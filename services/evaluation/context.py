@@ -13,17 +13,19 @@ from rich.progress import Progress
 
 from services.evaluation.streams import Attacker, Stream, record
 from services.evaluation.verdicts import Judge
+from services.inference.image_hash import IMAGE_HASH
 from services.inference.model import Model
 from services.redteam.substitute import Images, Yardstick
 from services.training.bundling import QUICK as QUICK_PLAN
 from services.training.bundling import Plan
+from services.training.response_making import ResponsePlan
 from services.training.tracing import HonestPlan, Recordable, Tracer, Traces, populations
 from shared.bundle import Bundle
 from shared.datasets import Dataset, Splits
 
 YARDSTICK_IMAGES = 2_000
 DIGITS = Plan(
-    architecture="lenet5", responses=(),
+    architecture="lenet5", responses=ResponsePlan(files=(IMAGE_HASH,)),
     calibration_accounts=84, holdout_accounts=84, queries=1_000, holdout_queries=1_000,
 )  # fmt: skip
 """There are fewer digits than clothes, and AMAO's tables need no evidence of them."""

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from services.decision.policy import Event, Sighting, decide
 from services.decision.record import Record
 from services.decision.rules import Policy
+from services.inference.image_hash import ImageHash
 from services.inference.model import Model, softmax
-from services.inference.perceptual_hash import perceptual_hashes
 from services.inference.response_networks import ResponseNetworks
 from services.inference.responses.catalogue import Catalogue
 from services.inference.responses.interface import AnswerMode, Queries, truth
@@ -28,7 +28,6 @@ from services.training.tracing import DETECTORS
 from shared.bundle import Bundle
 from shared.detection import Detector, input_digests
 from shared.events import Action, Override, Verdict
-from shared.responses import SIMILAR_BITS
 from shared.stage import signal_of
 
 LAG = 16
@@ -93,7 +92,8 @@ class DefendedVictim:
         self._policy = policy
         self._mode = mode
         self._lag = lag
-        memory, promises = PerturbedMemory(MEMORY, SIMILAR_BITS), Promises(10 * MEMORY, MEMORY)
+        self._image_hash = ImageHash.of_bundle(bundle)
+        memory, promises = PerturbedMemory(MEMORY, self._image_hash.similar_bits), Promises(10 * MEMORY, MEMORY)
         classes = len(bundle.manifest.model.classes)
         self._responses = Catalogue(
             mode, classes, bundle.fingerprint.encode(), memory, promises, ResponseNetworks(bundle, self._model)
@@ -139,7 +139,7 @@ class DefendedVictim:
             return truth(probabilities, self._mode)
         served = held.served
         ids = [f"{held.name}-{served.queries + row}" for row in range(len(inputs))]
-        perceptual, exact = perceptual_hashes(inputs), input_digests(inputs)
+        perceptual, exact = self._image_hash.hashes(inputs), input_digests(inputs)
         queries = Queries(held.name, ids, inputs, logits, probabilities, perceptual, exact)
         response = self._responses.of(held.verdict.response).policy
         told = response.answer(queries, response.see(queries))

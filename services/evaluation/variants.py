@@ -10,7 +10,7 @@ from services.evaluation.context import Context
 from services.inference.network import ARCHITECTURES
 from services.training.bundling import BundleMaker
 from services.training.networks import shape_of, train_similarity
-from shared.bundle import MANIFEST, Bundle, write_bundle
+from shared.bundle import MANIFEST, Bundle, with_files
 from shared.datasets import DEFAULT_FOLDER, load_fashion_mnist, load_source
 from shared.networks import bundle_network, network_tensors
 
@@ -44,9 +44,6 @@ def with_adversarial_positives(context: Context) -> Bundle:
     encoder = train_similarity(
         data, classes, epochs, contrastive, bundle.manifest.seed + 2, context.progress, checkpoints, victim
     )
-    names = [name.removesuffix(".safetensors") for name in bundle.manifest.files]
-    files = {name: bundle.tensors(name) for name in names}
-    manifest = bundle.manifest.model_dump(mode="json", by_alias=True, exclude={"format", "files"})
-    made = write_bundle(folder, manifest, {**files, "similarity": network_tensors(encoder)})
+    made = with_files(bundle, folder, {"similarity": network_tensors(encoder)})
     shutil.rmtree(checkpoints)
     return made

@@ -12,7 +12,7 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from services.inference.perceptual_hash import perceptual_hashes
+from services.inference.image_hash import ImageHash
 from services.inference.publisher import AcceptedQueries, Publisher
 from services.inference.refusal import RefusedError, server_is_busy
 from services.inference.responses.catalogue import Catalogue
@@ -43,6 +43,7 @@ class Defence:
         model: ModelSection,
         mode: AnswerMode,
         responses: Catalogue,
+        image_hash: ImageHash,
         publisher: Publisher,
         clock: Clock,
     ) -> None:
@@ -51,12 +52,14 @@ class Defence:
             model: whose verdicts and answers these are.
             mode: what the model answers.
             responses: the ways to answer accounts under PERTURB.
+            image_hash: by which queries are known again.
             publisher: takes what was answered.
             clock: for event time and expiry.
         """
         self._model = model
         self._mode = mode
         self._responses = responses
+        self._image_hash = image_hash
         self._publisher = publisher
         self._clock = clock
         self._table = VerdictTable(model.name)
@@ -99,7 +102,7 @@ class Defence:
         action = verdict.action if verdict else Action.ALLOW
         if verdict is not None and action is Action.PERTURB:
             response = self._responses.of(verdict.response)
-            look = partial(_look, response.policy, account, query_ids, inputs, logits, probabilities)
+            look = partial(self._look, response.policy, account, query_ids, inputs, logits, probabilities)
             queries, seen = await asyncio.to_thread(look)
             # From here on nothing waits: the account's state, its answers and their record change together.
             self._require_room(len(inputs))
@@ -156,7 +159,7 @@ class Defence:
                 continue
             same_model = (spoiled.model_name, spoiled.model_version) == (self._model.name, self._model.version)
             if same_model and spoiled.answer.shape == (len(self._model.classes),):
-                self._responses.memory.record(spoiled.query_id, spoiled.perceptual_hash, spoiled.answer)
+                self._responses.memory.record(spoiled.query_id, self._hash_of(spoiled), spoiled.answer)
 
     def apply_notes(self, entries: Sequence[Entry]) -> None:
         """Take in records of the topic `response-notes`: what any replica's response policies must remember."""
@@ -170,6 +173,26 @@ class Defence:
             except ValueError as error:
                 log.error("response note not understood and not remembered", error=str(error))
 
+    def _hash_of(self, spoiled: PerturbedAnswer) -> int:
+        if spoiled.hash_kind == self._image_hash.kind or spoiled.input.shape != tuple(self._model.input_shape):
+            return spoiled.perceptual_hash
+        # Of the same model, and of an earlier bundle of it.
+        return int(self._image_hash.hashes(spoiled.input[None])[0])
+
+    def _look(
+        self,
+        policy: ResponsePolicy,
+        account: str,
+        query_ids: Sequence[str],
+        inputs: NDArray[np.uint8],
+        logits: NDArray[np.float32],
+        probabilities: NDArray[np.float32],
+    ) -> tuple[Queries, Any]:
+        """The part of a response that may take its time; any thread may do it."""
+        perceptual, exact = self._image_hash.hashes(inputs), input_digests(inputs)
+        queries = Queries(account, query_ids, inputs, logits, probabilities, perceptual, exact)
+        return queries, policy.see(queries)
+
     def _spoiled(self, response: str, queries: Queries, told: Told, row: int, now: int) -> PerturbedAnswer:
         return PerturbedAnswer(
             query_id=queries.ids[row],
@@ -179,6 +202,8 @@ class Defence:
             answered_at=now,
             response=response,
             perceptual_hash=int(queries.perceptual[row]),
+            hash_kind=self._image_hash.kind,
+            similar_bits=self._image_hash.similar_bits,
             input=queries.inputs[row],
             logits=queries.logits[row],
             answer=told.answers[row],
@@ -202,17 +227,3 @@ class Defence:
     def _require_room(self, queries: int) -> None:
         if not self._publisher.has_room(queries):
             raise server_is_busy()
-
-
-def _look(
-    policy: ResponsePolicy,
-    account: str,
-    query_ids: Sequence[str],
-    inputs: NDArray[np.uint8],
-    logits: NDArray[np.float32],
-    probabilities: NDArray[np.float32],
-) -> tuple[Queries, Any]:
-    """The part of a response that may take its time; any thread may do it."""
-    perceptual, exact = perceptual_hashes(inputs), input_digests(inputs)
-    queries = Queries(account, query_ids, inputs, logits, probabilities, perceptual, exact)
-    return queries, policy.see(queries)

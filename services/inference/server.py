@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import grpc
@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha import reflection
 from services.inference.auth import Authenticator
 from services.inference.batching import Batcher
 from services.inference.defence import Defence
+from services.inference.image_hash import ImageHash
 from services.inference.link import KafkaLink
 from services.inference.model import Model
 from services.inference.publisher import Destination, Limits, Publisher
@@ -28,7 +29,7 @@ from services.inference.settings import InferenceSettings, StalePolicy
 from services.inference.spool import Spool
 from services.inference.tensors import Interface
 from services.inference.topic_reader import TopicReader
-from shared.bundle import Bundle, BundleError, ModelSection
+from shared.bundle import Bundle, ModelSection
 from shared.clock import Clock, SystemClock
 from shared.log import get_logger
 from shared.metrics import VERDICT_AGE_SECONDS, VERDICTS_STALE
@@ -190,8 +191,9 @@ def _most_rows(settings: InferenceSettings, model: ModelSection) -> int:
 
 def _streams(settings: InferenceSettings, bundle: Bundle, served: Model, clock: Clock) -> Streams:
     model = bundle.manifest.model
-    if len(model.input_shape) != 3 or model.input_shape[0] not in (1, 3):
-        raise BundleError(f"{bundle.folder}: field model.input_shape is no image; perceptual hashes need one")
+    image_hash = ImageHash.of_bundle(bundle)
+    if settings.similar_bits is not None:
+        image_hash = replace(image_hash, similar_bits=settings.similar_bits)
     to = Destination(
         queries_topic=settings.topic(QUERIES),
         perturbed_topic=settings.topic(PERTURBED),
@@ -210,12 +212,12 @@ def _streams(settings: InferenceSettings, bundle: Bundle, served: Model, clock: 
     )
     limits = Limits(settings.queue_rows, settings.publish_linger_ms / 1000, settings.publish_rows)
     publisher = Publisher(to, limits, Spool(settings.spool, settings.spool_bytes), connect, clock)
-    memory = PerturbedMemory(settings.remembered_answers, settings.similar_bits)
+    memory = PerturbedMemory(settings.remembered_answers, image_hash.similar_bits)
     promises = Promises(settings.promised_answers, settings.promised_answers_an_account)
     key = hashlib.sha256((settings.response_key.get_secret_value() or bundle.fingerprint).encode()).digest()
     networks = ResponseNetworks(bundle, served)
     responses = Catalogue(settings.answer_mode, len(model.classes), key, memory, promises, networks)
-    defence = Defence(model, settings.answer_mode, responses, publisher, clock)
+    defence = Defence(model, settings.answer_mode, responses, image_hash, publisher, clock)
     reader = partial(TopicReader, settings.kafka, partitions=settings.partitions, clock=clock)
     verdicts = reader(settings.topic(VERDICTS), apply=defence.apply_verdicts)
     perturbed = reader(settings.topic(PERTURBED), apply=defence.apply_perturbed)

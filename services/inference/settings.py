@@ -9,7 +9,6 @@ from pydantic import Field, SecretStr
 
 from services.inference.responses.interface import AnswerMode
 from shared.keys import DEFAULT_KEYS
-from shared.responses import SIMILAR_BITS
 from shared.settings import ServiceSettings
 
 
@@ -78,10 +77,9 @@ class InferenceSettings(ServiceSettings):
     """Secret by which responses choose at random what must be the same on every replica. Where it is empty the bundle's
     fingerprint serves, which whoever has the bundle knows too."""
 
-    similar_bits: int = Field(SIMILAR_BITS, ge=0, le=64)
-    """Perceptual hashes (64 bits) that differ in no more bits than this are of similar images. Measured on
-    Fashion-MNIST: 98% of copies with a sign noise of 0.03 lie within 8 bits, 72% with 0.1; of unrelated images 15%
-    have one so near among 200 others."""
+    similar_bits: int | None = Field(None, ge=0, le=64)
+    """Hashes (64 bits) that differ in no more bits than this are of similar images; where it is not given, as the
+    bundle's hash was calibrated."""
 
     remembered_answers: int = Field(50_000, ge=1)
     """Most spoiled answers that are remembered; the oldest are forgotten."""

@@ -26,6 +26,7 @@ the same. Pure: no I/O, no clock, no chance.
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,7 +35,6 @@ from numpy.typing import NDArray
 from scipy import special, stats
 
 from shared.events import PerturbedAnswer
-from shared.responses import SIMILAR_BITS
 
 THRESHOLD = 0.5
 """t of Algorithm 3. The paper gives no value; in its Table 11 copies reach 87 to 100%, other models less than 1%."""
@@ -63,29 +63,41 @@ class Marks:
         return len(self.told)
 
 
+class _Hashes:
+    """Perceptual hashes of one kind."""
+
+    def __init__(self) -> None:
+        self._held = np.zeros(64, dtype=np.uint64)
+        self._count = 0
+
+    def near(self, new: np.uint64, similar_bits: int) -> bool:
+        return bool((np.bitwise_count(self._held[: self._count] ^ new) <= similar_bits).any())
+
+    def add(self, new: np.uint64) -> None:
+        if self._count == len(self._held):
+            self._held = np.concatenate([self._held, np.zeros_like(self._held)])
+        self._held[self._count] = new
+        self._count += 1
+
+
 class MarkSelector:
     """Which of one account's spoiled answers are marks of their own."""
 
-    def __init__(self, similar_bits: int = SIMILAR_BITS) -> None:
-        self._similar_bits = similar_bits
+    def __init__(self) -> None:
         self._digests: set[bytes] = set()
-        self._hashes = np.zeros(64, dtype=np.uint64)
-        self._count = 0
+        self._hashes: defaultdict[str, _Hashes] = defaultdict(_Hashes)
+        """Of the marks, by the hash's kind."""
 
     def admits(self, answer: PerturbedAnswer) -> bool:
         """Whether the label told is wrong, and the input neither that of an earlier mark nor like it."""
         if answer.answer.argmax() == answer.logits.argmax():
             return False
         digest = hashlib.sha256(answer.input.tobytes()).digest()
-        new = np.uint64(answer.perceptual_hash)
-        distances = np.bitwise_count(self._hashes[: self._count] ^ new)
-        if digest in self._digests or (distances <= self._similar_bits).any():
+        comparable, new = self._hashes[answer.hash_kind], np.uint64(answer.perceptual_hash)
+        if digest in self._digests or comparable.near(new, answer.similar_bits):
             return False
         self._digests.add(digest)
-        if self._count == len(self._hashes):
-            self._hashes = np.concatenate([self._hashes, np.zeros_like(self._hashes)])
-        self._hashes[self._count] = new
-        self._count += 1
+        comparable.add(new)
         return True
 
 

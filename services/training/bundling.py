@@ -4,44 +4,34 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.progress import Progress
-from safetensors.numpy import load, save
-from torch import nn
+from safetensors.numpy import save
 
-from services.inference.model import softmax
-from services.inference.network import ARCHITECTURES, split_head
-from services.inference.response_networks import (
-    MECO,
-    MISLEADING,
-    QUEEN,
-    MecoModel,
-    SensitivityMap,
-    ShadowModels,
-    queen_tensors,
-)
+from services.inference.network import ARCHITECTURES
 from services.likelihood.vqvae import VectorQuantisedAutoencoder
 from services.similarity import rarity
 from services.similarity.encoder import PerturbationClassifier, ReferenceEncoder, SimilarityEncoder
 from services.similarity.rarity import Rarity
-from services.training import calibration, networks, papers, responses
+from services.training import calibration, networks, papers
 from services.training.calibrator import SMALLEST_THRESHOLD, Calibrator, Rates
 from services.training.malicious import crafted_images
 from services.training.pairs import Pairs, crafted_pairs, honest_pairs
 from services.training.prediction import accuracy, logits_of
 from services.training.recipes import RECIPES
+from services.training.response_making import ResponseMaker, ResponsePlan, Served
 from services.training.tracing import DEFAULT_TRACES, DETECTORS, Tracer, populations
+from services.training.workshop import Workshop
 from shared.bundle import Bundle, CalibrationSection, SimilaritySection, write_bundle
 from shared.cameras import Images
 from shared.datasets import Splits
-from shared.networks import in_fixed_batches, load_network, network_tensors
+from shared.networks import in_fixed_batches, network_tensors
 from shared.population import draw_accounts
 from shared.softmax import tmsp
 
@@ -51,8 +41,6 @@ EARLY_QUERIES = 300
 """Honest ones of each account, for what the detectors' statistics themselves depend on."""
 
 Positives = Literal["transformations", "adversarial"]
-RESPONSES = (MISLEADING, MECO, QUEEN)
-"""Files of networks that only spoil answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +64,7 @@ class Plan:
     """What the similarity encoder learns to place close to an image: transformations of it, as in TR 2021-126, or
     adversarial perturbations against the victim, as in SEAT."""
     likelihood_epochs: int = 4
-    responses: tuple[str, ...] = RESPONSES
-    """Of these files, which are made."""
-    misleading_epochs: int = 2
-    meco_epochs: int = 3
-    """From the served model's weights on."""
-    shadow_epochs: int = 2
-    map_epochs: int = 20
+    responses: ResponsePlan = field(default_factory=ResponsePlan)
     calibration_accounts: int = 336
     holdout_accounts: int = 168
     queries: int = 1_500
@@ -96,26 +78,10 @@ class Plan:
 
 QUICK = Plan(
     victim_epochs=1, reference_epochs=1, crafted=4_000, pairs=3_000, perturbation_epochs=2,
-    similarity_epochs=1, contrastive_epochs=1, likelihood_epochs=1, responses=(),
+    similarity_epochs=1, contrastive_epochs=1, likelihood_epochs=1, responses=ResponsePlan(files=()),
     calibration_accounts=42, holdout_accounts=14, queries=300, holdout_queries=300, honest_reference=1_000,
 )  # fmt: skip
 """A bundle in minutes, to try the command; its detectors are weak."""
-
-NetworkType = TypeVar("NetworkType", bound=nn.Module)
-
-
-def _fingerprint(splits: Splits) -> str:
-    """Of all that the networks learn from: a path's data may change while its name stays."""
-    data = splits.train
-    about = f"{data.images.shape} {splits.classes} {splits.mirror}".encode()
-    return hashlib.sha256(about + data.images.tobytes() + data.labels.tobytes()).hexdigest()[:8]
-
-
-def _keep(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write a file that is there whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(save(dict(arrays)))
-    partial.rename(path)
 
 
 class BundleMaker:
@@ -125,10 +91,9 @@ class BundleMaker:
         self, splits: Splits, plan: Plan, work: Path, progress: Progress, traces: Path = DEFAULT_TRACES
     ) -> None:
         self.splits, self.plan, self.progress, self.traces = splits, plan, progress, traces
-        self.work = work / f"{splits.name}-{_fingerprint(splits)}"
+        self.workshop = Workshop.of(splits, work, plan.seed, progress)
         self.shape = networks.shape_of(splits.train)
         self.classes = len(splits.classes)
-        self.work.mkdir(parents=True, exist_ok=True)
 
     def make(self, output: Path) -> Bundle:
         """Train what is missing, calibrate, and write the bundle."""
@@ -138,53 +103,40 @@ class BundleMaker:
 
     # ---- networks ----
 
-    def _trained(
-        self, name: str, key: tuple[object, ...], empty: NetworkType, train: Callable[[Path], nn.Module]
-    ) -> NetworkType:
-        path = self.work / f"{name}-{'-'.join(map(str, (self.plan.seed, *key)))}.safetensors"
-        checkpoints = path.with_suffix(".checkpoints")
-        if path.exists():
-            self.progress.console.print(f"{name}: found in {path}")
-            return load_network(empty, load(path.read_bytes()))
-        network = train(checkpoints)
-        _keep(path, network_tensors(network))
-        shutil.rmtree(checkpoints)
-        return load_network(empty, network_tensors(network))
-
     def train(self) -> dict[str, Mapping[str, NDArray[Any]]]:
         """The tensors of every network that the bundle holds, by file; what is missing is trained."""
         plan, data, progress = self.plan, self.splits.train, self.progress
         shape, classes, seed = self.shape, self.classes, self.plan.seed
         recipe = RECIPES[plan.architecture]
         recipe = replace(recipe, epochs=plan.victim_epochs or recipe.epochs)
-        self.victim_key = victim_key = (plan.architecture, recipe.epochs, plan.crafted)
+        victim_key = (plan.architecture, recipe.epochs, plan.crafted)
         crafted = functools.cache(self._crafted)
-        self.victim = victim = self._trained(
+        self.victim = victim = self.workshop.trained(
             "victim", victim_key, ARCHITECTURES[plan.architecture](shape, classes),
             lambda checkpoints: networks.train_victim(
                 data, plan.architecture, classes, recipe, self.splits.mirror, seed, progress, checkpoints, crafted()
             ),
         )  # fmt: skip
-        self.reference = reference = self._trained(
+        self.reference = reference = self.workshop.trained(
             "reference", (plan.reference_epochs, plan.crafted), ReferenceEncoder(shape, classes),
             lambda checkpoints: networks.train_reference(
                 data, classes, plan.reference_epochs, seed + 1, progress, checkpoints, crafted()
             ),
         )  # fmt: skip
-        perturbation = self._trained(
+        perturbation = self.workshop.trained(
             "perturbation", (plan.perturbation_epochs, plan.pairs), PerturbationClassifier(shape),
             lambda checkpoints: networks.train_perturbation(
                 *self._pairs(), plan.perturbation_epochs, seed + 5, progress, checkpoints
             ),
         )  # fmt: skip
-        likelihood = self._trained(
+        likelihood = self.workshop.trained(
             "likelihood", (plan.likelihood_epochs,), VectorQuantisedAutoencoder(shape[0]),
             lambda checkpoints: networks.train_likelihood(
                 data, plan.likelihood_epochs, seed + 3, progress, checkpoints
             ),
         )  # fmt: skip
         against = victim if plan.positives == "adversarial" else None
-        similarity = self._trained(
+        similarity = self.workshop.trained(
             "similarity",
             (plan.similarity_epochs, plan.contrastive_epochs, plan.positives, *(victim_key if against else ())),
             SimilarityEncoder(shape, classes),
@@ -192,7 +144,8 @@ class BundleMaker:
                 data, classes, plan.similarity_epochs, plan.contrastive_epochs, seed + 2, progress, checkpoints, against
             ),
         )
-        return self._response_files() | {
+        maker = ResponseMaker(Served(victim, plan.architecture, victim_key), self.splits, plan.responses, self.workshop)
+        return maker.make() | {
             "victim": network_tensors(victim),
             "reference": network_tensors(reference),
             "perturbation": network_tensors(perturbation),
@@ -201,65 +154,9 @@ class BundleMaker:
             "honest": {"features": self._honest_features(reference)},
         }
 
-    def _response_files(self) -> dict[str, Mapping[str, NDArray[Any]]]:
-        """The tensors of the networks that spoil answers, by file."""
-        makers = {MISLEADING: self._misleading, MECO: self._meco, QUEEN: self._queen}
-        return {file: makers[file]() for file in self.plan.responses}
-
-    def _victim_like(self) -> nn.Module:
-        return ARCHITECTURES[self.plan.architecture](self.shape, self.classes)
-
-    def _misleading(self) -> Mapping[str, NDArray[Any]]:
-        plan, recipe = self.plan, RECIPES[self.plan.architecture]
-        return network_tensors(
-            self._trained(
-                "misleading", (plan.architecture, plan.misleading_epochs), self._victim_like(),
-                lambda checkpoints: responses.train_misleading(
-                    self._victim_like(), self.splits.train, replace(recipe, epochs=plan.misleading_epochs),
-                    plan.seed + 8, self.progress, checkpoints,
-                ),
-            )
-        )  # fmt: skip
-
-    def _meco(self) -> Mapping[str, NDArray[Any]]:
-        plan, recipe = self.plan, RECIPES[self.plan.architecture]
-
-        def train(checkpoints: Path) -> nn.Module:
-            start = self._victim_like()
-            start.load_state_dict(self.victim.state_dict())
-            gentle = replace(recipe, epochs=plan.meco_epochs, rate=recipe.rate / 2)
-            return responses.train_meco(start, self.splits.train, gentle, plan.seed + 9, self.progress, checkpoints)
-
-        return network_tensors(
-            self._trained(
-                "meco", (*self.victim_key, plan.meco_epochs), MecoModel(self._victim_like(), self.shape[0]), train
-            )
-        )
-
-    def _queen(self) -> Mapping[str, NDArray[Any]]:
-        plan, data = self.plan, self.splits.train
-        shadows = self._trained(
-            "shadows", (*self.victim_key, plan.shadow_epochs),
-            ShadowModels(self.shape, self.classes, responses.SHADOWS),
-            lambda checkpoints: responses.train_shadows(
-                data, softmax(logits_of(self.victim, data.images)), plan.shadow_epochs, plan.seed + 11,
-                self.progress, checkpoints,
-            ),
-        )  # fmt: skip
-        body, _ = split_head(self.victim)
-        features = logits_of(body, data.images)
-
-        def train(checkpoints: Path) -> nn.Module:
-            return responses.train_sensitivity(
-                features, data.labels, plan.map_epochs, plan.seed + 12, self.progress, checkpoints
-            )
-
-        plane = self._trained("map", (*self.victim_key, plan.map_epochs), SensitivityMap(features.shape[1]), train)
-        return queen_tensors(plane, responses.atlas_of(plane, features, data.labels), shadows)
-
     def _crafted(self) -> Images:
         """Malicious images; made once, for victim and reference encoder."""
-        return self._made(
+        return self.workshop.made(
             f"crafted-{self.plan.seed}-{self.plan.crafted}",
             lambda: {"images": crafted_images(self.splits.train, self.plan.crafted, self.plan.seed + 4, self.progress)},
         )["images"]
@@ -268,7 +165,7 @@ class BundleMaker:
         """Honest and crafted ones."""
         data, plan, progress = self.splits.train, self.plan, self.progress
         close: float = SimilaritySection.model_fields["close"].default
-        made = self._made(
+        made = self.workshop.made(
             f"pairs-{plan.seed}-{plan.pairs}-{close:g}",
             lambda: {
                 "honest": honest_pairs(data, plan.pairs, close, plan.seed + 6, progress),
@@ -276,13 +173,6 @@ class BundleMaker:
             },
         )
         return made["honest"], made["crafted"]
-
-    def _made(self, name: str, make: Callable[[], Mapping[str, Images]]) -> Mapping[str, Images]:
-        """Images to learn from; what an earlier run made is taken from `work`."""
-        path = self.work / f"{name}.safetensors"
-        if not path.exists():
-            _keep(path, make())
-        return load(path.read_bytes())
 
     def _honest_features(self, reference: ReferenceEncoder) -> NDArray[np.float16]:
         """Features of honest images, half of them as varied cameras would have taken them."""
@@ -350,7 +240,7 @@ class BundleMaker:
         files = files | {"rarity": self._rarity(images, logits, found_tmsp["temperature"])}
         # Two statistics depend on T and rarities, which are known only now; the others on nothing that is calibrated.
         bundle = write_bundle(
-            self.work / "draft", draft | {"tmsp": {**found_tmsp, "suspicion": 1.0}}, files | self._silent()
+            self.workshop.folder / "draft", draft | {"tmsp": {**found_tmsp, "suspicion": 1.0}}, files | self._silent()
         )
         tracer = Tracer(bundle, self.traces, self.progress)
         traces = tracer.trace(accounts, "calibration accounts")

@@ -8,9 +8,14 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from services.inference.network import ARCHITECTURES
 from services.training.bundling import BundleMaker, Plan
-from shared.bundle import Bundle
+from services.training.networks import shape_of
+from services.training.response_making import ResponseMaker, ResponsePlan, Served
+from services.training.workshop import Workshop
+from shared.bundle import Bundle, with_files
 from shared.datasets import DEFAULT_FOLDER, DatasetError, Splits, load_source
+from shared.networks import bundle_network, image_shape
 
 ENOUGH = 100
 """Images that calibration, holdout and test need each: crafted queries start from so many."""
@@ -37,15 +42,64 @@ def train_bundle(
         DatasetError: the data is missing, malformed or too little.
         BundleError: the bundle that was written cannot be used.
     """
-    console.print(f"reading {dataset}")
-    splits = load_source(dataset, data, side, mirror)
-    _require_enough(splits)
+    splits = _read(dataset, data, side, mirror, console)
     shape = "x".join(map(str, splits.train.images.shape[1:]))
     where = "a GPU" if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
     console.print(
         f"training {plan.architecture} on {len(splits.train):,} images of {shape} in {len(splits.classes)} classes, "
         f"with {where}"
     )
+    with _bars(console) as progress:
+        return BundleMaker(splits, plan, work, progress).make(output or BUNDLES / splits.name)
+
+
+def add_responses(
+    to: Path, dataset: str, plan: ResponsePlan, seed: int, work: Path, output: Path | None, console: Console,
+    data: Path = DEFAULT_FOLDER, side: int | None = None, mirror: bool | None = None,
+) -> Bundle:  # fmt: skip
+    """Train the networks that only spoil answers for the model of a bundle, and write them into it.
+
+    Nothing else in it changes: neither the model nor a detector or a threshold.
+
+    Args:
+        to: folder of the bundle.
+        dataset: that its model was trained on; see `train_bundle`.
+        plan: which networks, and how much work.
+        seed: of everything that is drawn.
+        work: see `train_bundle`.
+        output: folder of the new bundle; `to` itself where it is None.
+        console: shows progress.
+        data: see `train_bundle`.
+        side: see `train_bundle`.
+        mirror: see `train_bundle`.
+
+    Raises:
+        DatasetError: the data is missing, malformed or not what the bundle's model takes.
+        BundleError: the bundle cannot be used.
+    """
+    bundle = Bundle.load(to)
+    model = bundle.manifest.model
+    splits = _read(dataset, data, side, mirror, console)
+    if shape_of(splits.train) != image_shape(bundle) or tuple(splits.classes) != tuple(model.classes):
+        raise DatasetError(
+            f"{dataset}: images of {shape_of(splits.train)} in classes {', '.join(splits.classes)}; the model of {to} "
+            f"takes {image_shape(bundle)} and knows {', '.join(model.classes)}"
+        )
+    empty = ARCHITECTURES[model.architecture](image_shape(bundle), len(model.classes))
+    served = Served(bundle_network(bundle, "victim", empty), model.architecture, (model.version,))
+    with _bars(console) as progress:
+        files = ResponseMaker(served, splits, plan, Workshop.of(splits, work, seed, progress)).make()
+    return with_files(bundle, output or to, files)
+
+
+def _read(dataset: str, data: Path, side: int | None, mirror: bool | None, console: Console) -> Splits:
+    console.print(f"reading {dataset}")
+    splits = load_source(dataset, data, side, mirror)
+    _require_enough(splits)
+    return splits
+
+
+def _bars(console: Console) -> Progress:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -53,8 +107,7 @@ def train_bundle(
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console) as progress:
-        return BundleMaker(splits, plan, work, progress).make(output or BUNDLES / splits.name)
+    return Progress(*columns, console=console)
 
 
 def _require_enough(splits: Splits) -> None:

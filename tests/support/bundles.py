@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +12,19 @@ from numpy.typing import NDArray
 from services.inference.network import Classifier
 from shared.bundle import Bundle, write_bundle
 from shared.datasets import FASHION_CLASSES
-from shared.networks import network_tensors
+from shared.networks import ImageShape, network_tensors
 
 Files = Mapping[str, Mapping[str, NDArray[Any]]]
 
 
-def untrained_manifest() -> dict[str, Any]:
-    """Every field of a manifest, of a model of Fashion-MNIST's form that has learnt nothing."""
+def untrained_manifest(classes: Sequence[str] = FASHION_CLASSES, shape: ImageShape = (1, 28, 28)) -> dict[str, Any]:
+    """Every field of a manifest, of a model that has learnt nothing; of Fashion-MNIST's form where not told."""
     return {
         "model": {
             "name": "fashion",
             "version": "1",
-            "classes": FASHION_CLASSES,
-            "input_shape": (1, 28, 28),
+            "classes": classes,
+            "input_shape": shape,
             "test_accuracy": 0.1,
         },
         "profiles": 2,
@@ -53,19 +53,30 @@ def untrained_manifest() -> dict[str, Any]:
     }
 
 
-def untrained_files(seed: int = 0) -> dict[str, Mapping[str, NDArray[Any]]]:
+def untrained_files(
+    seed: int = 0, classes: Sequence[str] = FASHION_CLASSES, shape: ImageShape = (1, 28, 28)
+) -> dict[str, Mapping[str, NDArray[Any]]]:
     """The served model's random tensors, by name of the bundle's file."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return {"victim": network_tensors(Classifier((1, 28, 28), len(FASHION_CLASSES)))}
+        return {"victim": network_tensors(Classifier(shape, len(classes)))}
 
 
-def untrained_bundle(folder: Path, extra_files: Files | None = None, seed: int = 0) -> Bundle:
+def untrained_bundle(
+    folder: Path,
+    extra_files: Files | None = None,
+    seed: int = 0,
+    classes: Sequence[str] = FASHION_CLASSES,
+    shape: ImageShape = (1, 28, 28),
+) -> Bundle:
     """A complete, valid bundle with random weights.
 
     Args:
         folder: made where it is missing.
         extra_files: arrays by tensor name, by file name without .safetensors; beside the served model's.
         seed: the weights are a function of it.
+        classes: that the model tells apart.
+        shape: of the images that it takes.
     """
-    return write_bundle(folder, untrained_manifest(), {**untrained_files(seed), **(extra_files or {})})
+    files = {**untrained_files(seed, classes, shape), **(extra_files or {})}
+    return write_bundle(folder, untrained_manifest(classes, shape), files)

@@ -120,6 +120,8 @@ PERTURBED_ANSWERS = st.builds(
     answered_at=TIME,
     response=TEXT,
     perceptual_hash=COUNT,
+    hash_kind=NAME,
+    similar_bits=st.integers(0, 64),
     input=npst.arrays(np.uint8, (1, 4, 4)),
     logits=npst.arrays(np.float32, (3,), elements=FINITE32),
     answer=npst.arrays(np.float32, (3,), elements=FINITE32),

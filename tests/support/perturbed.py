@@ -6,6 +6,7 @@ import numpy as np
 
 from shared.codec import encode_perturbed
 from shared.events import PerturbedAnswer
+from shared.responses import PHASH, SIMILAR_BITS
 
 
 def spoiled(
@@ -25,6 +26,8 @@ def spoiled(
         answered_at=1_700_000_000_000_000 + number,
         response="amao",
         perceptual_hash=int(random.integers(0, 2**63)),
+        hash_kind=PHASH,
+        similar_bits=SIMILAR_BITS,
         input=random.integers(0, 256, (1, side, side), dtype=np.uint8),
         logits=logits,
         answer=answer,

@@ -13,6 +13,7 @@ from torch import nn
 from services.inference.network import ARCHITECTURES
 from shared.bundle import ModelSection
 from shared.events import PerturbedAnswer
+from shared.responses import PHASH, SIMILAR_BITS
 
 
 def trained(
@@ -65,6 +66,8 @@ def spoiled_answers(
                 answered_at=1_700_000_000_000_000 + row,
                 response="amao",
                 perceptual_hash=int.from_bytes(random.bytes(8), "big"),
+                hash_kind=PHASH,
+                similar_bits=SIMILAR_BITS,
                 input=image,
                 logits=of,
                 answer=answer.astype(np.float32),

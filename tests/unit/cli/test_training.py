@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from services.cli import training as cli
+from services.inference.image_hash import ImageHash
 from services.inference.network import ARCHITECTURES
-from services.training import bundling, command
+from services.training import bundling, command, malicious
 from services.training.bundling import QUICK, Plan
+from services.training.response_making import RESPONSES, ResponsePlan
 from shared.bundle import Bundle
 from tests.support.bundles import untrained_bundle
 from tests.support.command import Command
@@ -39,6 +41,7 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[Any, ..
 
 def test_the_command_knows_the_zoo_and_the_plan() -> None:
     assert get_args(cli.Architecture) == tuple(ARCHITECTURES)
+    assert tuple(f"response-{name}" for name in cli.ResponseFile) == RESPONSES
     assert cli.Positives == bundling.Positives
 
 
@@ -100,3 +103,48 @@ def test_help_waits_for_no_heavy_import() -> None:
     code = "import sys, services.cli.__main__; print([m for m in ('torch', 'PIL', 'scipy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.fixture(scope="module")
+def two_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures that are bright above or below: an .npz file with enough of them for every part."""
+    random = np.random.default_rng(0)
+    images = random.integers(0, 100, (1_400, 16, 16), dtype=np.uint8)
+    labels = np.arange(len(images)) % 2
+    images[labels == 0, :8] += 100
+    images[labels == 1, 8:] += 100
+    path = tmp_path_factory.mktemp("data") / "halves.npz"
+    np.savez(path, images=images, labels=labels)
+    return path
+
+
+def test_networks_that_spoil_answers_are_added_to_a_bundle_and_nothing_else_changes(
+    portcullis: Command, tmp_path: Path, two_classes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(malicious, "COPY_STEPS", 2)
+    before = untrained_bundle(tmp_path / "bundle", classes=("0", "1"), shape=(1, 16, 16))
+    options = ("--dataset", str(two_classes), "--work", str(tmp_path / "work"))
+    portcullis.run("train", "--add-responses-to", str(before.folder), "--response", "image-hash", *options)
+    after = Bundle.load(before.folder)
+    assert set(after.manifest.files) - set(before.manifest.files) == {"response-image-hash.safetensors"}
+    assert after.manifest.model == before.manifest.model
+    for name, digest in before.manifest.files.items():
+        assert after.manifest.files[name] == digest
+    assert ImageHash.of_bundle(before).kind == "phash"
+    assert ImageHash.of_bundle(after).kind.startswith("learned-")
+
+
+def test_networks_that_spoil_answers_are_not_trained_on_other_data_than_the_model(
+    portcullis: Command, tmp_path: Path, two_classes: Path
+) -> None:
+    untrained_bundle(tmp_path / "bundle")
+    options = ("--dataset", str(two_classes), "--add-responses-to", str(tmp_path / "bundle"))
+    said = portcullis.run("train", *options, "--work", str(tmp_path / "work"), status=1)
+    assert "takes (1, 28, 28) and knows" in said
+
+
+def test_single_networks_that_spoil_answers_can_be_chosen(portcullis: Command, calls: list[tuple[Any, ...]]) -> None:
+    portcullis.run("train", "--response", "queen", "--response", "meco")
+    portcullis.run("train", "--no-responses")
+    assert calls[0][1].responses == ResponsePlan(files=("response-queen", "response-meco"))
+    assert calls[1][1].responses == ResponsePlan(files=())

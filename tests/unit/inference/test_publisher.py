@@ -143,7 +143,7 @@ def test_batches_hold_one_partition_each_in_order_and_as_many_rows_as_allowed() 
 
 def test_a_spoiled_answer_is_published_under_its_account() -> None:
     answer = PerturbedAnswer(
-        "q", "alice", "fashion", "1", 5, "amao", 2**64 - 1,
+        "q", "alice", "fashion", "1", 5, "amao", 2**64 - 1, "phash", 8,
         np.zeros((1, 4, 4), np.uint8), np.zeros(3, np.float32), np.ones(3, np.float32),
     )  # fmt: skip
     spoiled = replace(queries(1), spoiled=(answer,))

@@ -184,6 +184,22 @@ def test_near_copies_are_one_mark_and_other_pictures_are_others() -> None:
     assert len(selected([spoiled(number) for number in range(200)])) == 200
 
 
+def test_hashes_of_another_kind_tell_of_no_near_copy_and_each_kind_has_its_own_distance() -> None:
+    picture = spoiled(0)
+    hashes = {
+        "other": picture.perceptual_hash,
+        "within": picture.perceptual_hash ^ 1,
+        "beyond": picture.perceptual_hash ^ 3,
+    }
+    answers = [
+        dataclasses.replace(
+            spoiled(number), query_id=name, perceptual_hash=value, hash_kind="learned-1", similar_bits=1
+        )
+        for number, (name, value) in enumerate(hashes.items(), 1)
+    ]
+    assert selected([picture, *answers]) == [picture.query_id, "other", "beyond"]
+
+
 def test_an_answer_that_kept_its_label_is_no_mark() -> None:
     picture = spoiled(0)
     assert selected([dataclasses.replace(picture, answer=picture.logits)]) == []

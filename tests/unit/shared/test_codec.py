@@ -192,6 +192,7 @@ def test_each_mistake_in_a_batch_of_queries_is_refused_by_its_field(mistake: str
         ("PerturbedAnswer", {}, "PerturbedAnswer.account is empty"),
         ("PerturbedAnswer", {"account": "a", "perceptual_hash": b"12"}, "perceptual_hash has 2 bytes, expected 8"),
         ("PerturbedAnswer", {"account": "a", "perceptual_hash": bytes(8)}, "PerturbedAnswer.input.datatype"),
+        ("PerturbedAnswer", {"account": "a", "perceptual_hash": bytes(8), "similar_bits": 65}, "a hash has 64"),
     ],
 )
 def test_each_mistake_in_the_other_events_is_refused_by_its_field(kind: str, fields: Any, said: str) -> None:
@@ -203,6 +204,6 @@ def test_each_mistake_in_the_other_events_is_refused_by_its_field(kind: str, fie
 def test_arrays_of_either_byte_order_arrive_alike() -> None:
     def answer(order: str) -> PerturbedAnswer:
         values = np.array([1.5, -2.25], dtype=f"{order}f4")
-        return PerturbedAnswer("q", "a", "m", "1", 0, "flip", 0, np.zeros(1, np.uint8), values, values)
+        return PerturbedAnswer("q", "a", "m", "1", 0, "flip", 0, "phash", 8, np.zeros(1, np.uint8), values, values)
 
     assert codec.encode_perturbed(answer(">")) == codec.encode_perturbed(answer("<"))

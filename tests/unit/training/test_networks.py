@@ -217,7 +217,7 @@ def test_what_was_trained_is_found_by_the_same_plan_on_the_same_data_alone(
     assert not found
     again, found = trained(tmp_path)
     of_the_victim = {"victim", "misleading", "meco", "shadows", "map"}
-    everything = {"reference", "perturbation", "likelihood", "similarity"} | of_the_victim
+    everything = {"reference", "perturbation", "likelihood", "similarity", "hash"} | of_the_victim
     assert found == everything
     assert all(np.array_equal(first[f][name], again[f][name]) for f in first for name in first[f])
     assert trained(tmp_path, dataclasses.replace(PLAN, architecture="convnet"))[1] == everything - of_the_victim

@@ -182,7 +182,7 @@ class Override(_message.Message):
     def __init__(self, schema_version: _Optional[int] = ..., override_id: _Optional[str] = ..., account: _Optional[str] = ..., model_name: _Optional[str] = ..., kind: _Optional[_Union[Override.Kind, str]] = ..., action: _Optional[_Union[Action, str]] = ..., author: _Optional[str] = ..., reason: _Optional[str] = ..., issued_at_us: _Optional[int] = ..., expires_at_us: _Optional[int] = ...) -> None: ...
 
 class PerturbedAnswer(_message.Message):
-    __slots__ = ("schema_version", "query_id", "account", "model_name", "model_version", "answered_at_us", "response", "perceptual_hash", "input", "logits", "answer")
+    __slots__ = ("schema_version", "query_id", "account", "model_name", "model_version", "answered_at_us", "response", "perceptual_hash", "hash_kind", "similar_bits", "input", "logits", "answer")
     SCHEMA_VERSION_FIELD_NUMBER: _ClassVar[int]
     QUERY_ID_FIELD_NUMBER: _ClassVar[int]
     ACCOUNT_FIELD_NUMBER: _ClassVar[int]
@@ -191,6 +191,8 @@ class PerturbedAnswer(_message.Message):
     ANSWERED_AT_US_FIELD_NUMBER: _ClassVar[int]
     RESPONSE_FIELD_NUMBER: _ClassVar[int]
     PERCEPTUAL_HASH_FIELD_NUMBER: _ClassVar[int]
+    HASH_KIND_FIELD_NUMBER: _ClassVar[int]
+    SIMILAR_BITS_FIELD_NUMBER: _ClassVar[int]
     INPUT_FIELD_NUMBER: _ClassVar[int]
     LOGITS_FIELD_NUMBER: _ClassVar[int]
     ANSWER_FIELD_NUMBER: _ClassVar[int]
@@ -202,10 +204,12 @@ class PerturbedAnswer(_message.Message):
     answered_at_us: int
     response: str
     perceptual_hash: bytes
+    hash_kind: str
+    similar_bits: int
     input: Tensor
     logits: Tensor
     answer: Tensor
-    def __init__(self, schema_version: _Optional[int] = ..., query_id: _Optional[str] = ..., account: _Optional[str] = ..., model_name: _Optional[str] = ..., model_version: _Optional[str] = ..., answered_at_us: _Optional[int] = ..., response: _Optional[str] = ..., perceptual_hash: _Optional[bytes] = ..., input: _Optional[_Union[Tensor, _Mapping]] = ..., logits: _Optional[_Union[Tensor, _Mapping]] = ..., answer: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
+    def __init__(self, schema_version: _Optional[int] = ..., query_id: _Optional[str] = ..., account: _Optional[str] = ..., model_name: _Optional[str] = ..., model_version: _Optional[str] = ..., answered_at_us: _Optional[int] = ..., response: _Optional[str] = ..., perceptual_hash: _Optional[bytes] = ..., hash_kind: _Optional[str] = ..., similar_bits: _Optional[int] = ..., input: _Optional[_Union[Tensor, _Mapping]] = ..., logits: _Optional[_Union[Tensor, _Mapping]] = ..., answer: _Optional[_Union[Tensor, _Mapping]] = ...) -> None: ...
 
 class ResponseNote(_message.Message):
     __slots__ = ("schema_version", "account", "model_name", "model_version", "response", "noted_at_us", "note")
