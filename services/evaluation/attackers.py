@@ -20,6 +20,8 @@ REQUEST_ROWS = 64
 DATA_FREE_BATCH = 32
 """An eighth of the authors' own: a stream of a tenth of the report's budget holds as many rounds."""
 
+Build = Callable[[np.random.Generator], Attack]
+"""An attack, from its randomness."""
 Bounded = type[Jbda] | type[JbdaTr] | type[JbaPgd] | type[JbTop3] | type[JbaBs]
 EVERYWHERE: tuple[Bounded, ...] = (JbdaTr, JbaPgd, JbTop3)
 """Sent from few seeds and from many."""
@@ -72,10 +74,11 @@ class Knockoff:
     """Builds KnockoffNets on foreign natural images."""
 
     foreign: Images
+    round_queries: int = 300
 
     def __call__(self, random: np.random.Generator) -> Attack:
         """The attack."""
-        return KnockoffNets(self.foreign, request_rows=REQUEST_ROWS)
+        return KnockoffNets(self.foreign, self.round_queries, request_rows=REQUEST_ROWS)
 
 
 def seeds_of(data: Dataset, count: int, seed: int) -> Dataset:

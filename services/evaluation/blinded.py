@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import get_args
 
-from services.evaluation.attackers import DataFree, Knockoff, Seeded, middle_of, seeds_of
+from services.evaluation.attackers import Build, DataFree, Knockoff, Seeded, middle_of, seeds_of
 from services.evaluation.context import Context
-from services.evaluation.papers_attackers import Adaptive, Blind, Build
+from services.evaluation.papers_attackers import Adaptive, Blind
 from services.evaluation.recall import (
     CAUGHT_COLUMNS,
     RECALL_QUERIES,

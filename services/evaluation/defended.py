@@ -28,6 +28,7 @@ from services.training.tracing import DETECTORS
 from shared.bundle import Bundle
 from shared.detection import Detector, input_digests
 from shared.events import Action, Override, Verdict
+from shared.responses import Response, response_text
 from shared.stage import signal_of
 
 LAG = 16
@@ -50,6 +51,8 @@ class Served:
         verdicts: in order; `at_query` is the number of queries that the decision had seen.
         marks: answers that the registry would hold, by the query's number from 0: [classes] each.
         inputs: of the marks.
+        logits: of the marks, the model's own: [classes] each.
+        hashes: of the marks' inputs.
     """
 
     queries: int = 0
@@ -57,10 +60,67 @@ class Served:
     verdicts: list[Verdict] = field(default_factory=list)
     marks: dict[int, NDArray[np.float32]] = field(default_factory=dict)
     inputs: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
+    logits: dict[int, NDArray[np.float32]] = field(default_factory=dict)
+    hashes: dict[int, int] = field(default_factory=dict)
 
     def first(self, action: Action) -> int | None:
         """Queries that the decision had seen when it first took this action; None where it never did."""
         return next((verdict.at_query for verdict in self.verdicts if verdict.action is action), None)
+
+
+class _Responder:
+    """Spoils answers as inference does."""
+
+    def __init__(self, bundle: Bundle, model: Model, mode: AnswerMode) -> None:
+        self._image_hash = ImageHash.of_bundle(bundle)
+        memory, promises = PerturbedMemory(MEMORY, self._image_hash.similar_bits), Promises(10 * MEMORY, MEMORY)
+        self._catalogue = Catalogue(
+            mode, len(bundle.manifest.model.classes), bundle.fingerprint.encode(), memory, promises,
+            ResponseNetworks(bundle, model),
+        )  # fmt: skip
+
+    def answer(
+        self, account: str, served: Served, response: str, inputs: Images, logits: NDArray[np.float32]
+    ) -> Probabilities:
+        ids = [f"{account}-{served.queries + row}" for row in range(len(inputs))]
+        perceptual, exact = self._image_hash.hashes(inputs), input_digests(inputs)
+        queries = Queries(account, ids, inputs, logits, softmax(logits), perceptual, exact)
+        policy = self._catalogue.of(response).policy
+        told = policy.answer(queries, policy.see(queries))
+        for row in told.spoiled:
+            served.marks[served.queries + row] = told.answers[row]
+            served.inputs[served.queries + row] = inputs[row]
+            served.logits[served.queries + row] = logits[row]
+            served.hashes[served.queries + row] = int(perceptual[row])
+        served.perturbed += int(told.perturbed.sum())
+        return told.answers
+
+
+class RespondingVictim:
+    """A served model that answers every account by one response, from the first query on; nobody judges."""
+
+    def __init__(self, bundle: Bundle, response: Response, mode: AnswerMode) -> None:
+        """
+        Args:
+            bundle: of the model, and of the networks that the response needs.
+            response: see `shared.responses`.
+            mode: what clients are told.
+        """
+        self._model = Model(bundle)
+        self._responder = _Responder(bundle, self._model, mode)
+        self._response = response_text(response)
+        self._served: dict[str, Served] = {}
+
+    def served(self, account: str) -> Served:
+        """What an account was told so far."""
+        return self._served.setdefault(account, Served())
+
+    def ask(self, account: str, inputs: Images) -> Probabilities:
+        """Answers [n, classes] to n queries of an account."""
+        served = self.served(account)
+        answers = self._responder.answer(account, served, self._response, inputs, self._model.logits(inputs))
+        served.queries += len(inputs)
+        return answers
 
 
 @dataclass(slots=True)
@@ -92,12 +152,7 @@ class DefendedVictim:
         self._policy = policy
         self._mode = mode
         self._lag = lag
-        self._image_hash = ImageHash.of_bundle(bundle)
-        memory, promises = PerturbedMemory(MEMORY, self._image_hash.similar_bits), Promises(10 * MEMORY, MEMORY)
-        classes = len(bundle.manifest.model.classes)
-        self._responses = Catalogue(
-            mode, classes, bundle.fingerprint.encode(), memory, promises, ResponseNetworks(bundle, self._model)
-        )
+        self._responder = _Responder(bundle, self._model, mode)
         self._accounts: dict[str, _Account] = {}
 
     def served(self, account: str) -> Served:
@@ -134,20 +189,9 @@ class DefendedVictim:
         return self._accounts[name]
 
     def _answer(self, held: _Account, inputs: Images, logits: NDArray[np.float32]) -> Probabilities:
-        probabilities = softmax(logits)
         if held.verdict is None or held.verdict.action is not Action.PERTURB:
-            return truth(probabilities, self._mode)
-        served = held.served
-        ids = [f"{held.name}-{served.queries + row}" for row in range(len(inputs))]
-        perceptual, exact = self._image_hash.hashes(inputs), input_digests(inputs)
-        queries = Queries(held.name, ids, inputs, logits, probabilities, perceptual, exact)
-        response = self._responses.of(held.verdict.response).policy
-        told = response.answer(queries, response.see(queries))
-        for row in told.spoiled:
-            served.marks[served.queries + row] = told.answers[row]
-            served.inputs[served.queries + row] = inputs[row]
-        served.perturbed += int(told.perturbed.sum())
-        return told.answers
+            return truth(softmax(logits), self._mode)
+        return self._responder.answer(held.name, held.served, held.verdict.response, inputs, logits)
 
     def _judge(self, held: _Account) -> None:
         """What the detectors and the decision make of the account's next `lag` queries."""

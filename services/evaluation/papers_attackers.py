@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from services.evaluation.attackers import DataFree, Seeded, seeds_of
+from services.evaluation.attackers import Build, DataFree, Seeded, seeds_of
 from services.evaluation.streams import Attacker
 from services.redteam.adaptive import Filtered, SubstituteDetector, train_encoder
 from services.redteam.attack import Account, Ask, Attack, AttackReport, Loot, Progress, Questions, Route
@@ -18,7 +18,6 @@ from services.redteam.jacobian import Cloudleak, JacobianAttack, JbaBs, JbaCw, J
 from services.redteam.substitute import Substitute, Yardstick, shape_of
 from shared.datasets import Dataset
 
-Build = Callable[[np.random.Generator], Attack]
 Scheme = Callable[[Route, np.random.Generator], Route]
 """How an attacker disguises what he asks: from the route of an account, the route that his questions take."""
 

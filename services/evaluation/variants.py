@@ -6,10 +6,18 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
 from services.evaluation.context import Context
 from services.inference.network import ARCHITECTURES
+from services.inference.response_networks import MISLEADING
 from services.training.bundling import BundleMaker
-from services.training.networks import shape_of, train_similarity
+from services.training.networks import shape_of, train, train_similarity
+from services.training.recipes import RECIPES
+from services.training.response_making import ResponseMaker, ResponsePlan, Served
+from services.training.workshop import Workshop
 from shared.bundle import MANIFEST, Bundle, with_files
 from shared.datasets import DEFAULT_FOLDER, load_fashion_mnist, load_source
 from shared.networks import bundle_network, network_tensors
@@ -28,6 +36,45 @@ def of_digits(context: Context, data: Path = DEFAULT_FOLDER) -> Context:
     maker = BundleMaker(splits, context.sizes.digits, context.cache / "training", context.progress, context.trace_cache)
     bundle = maker.make(context.cache / "bundles" / splits.name)
     return replace(context, bundle=bundle, splits=splits, foreign=load_fashion_mnist("test", data))
+
+
+def with_misleading_model(context: Context) -> Bundle:
+    """The bundle, with the network that adaptive misinformation answers by, where it has none of its own."""
+    bundle = context.bundle
+    if f"{MISLEADING}.safetensors" in bundle.manifest.files:
+        return bundle
+    folder = context.cache / "bundles" / f"{bundle.manifest.model.name}-{bundle.fingerprint[:12]}-misleading"
+    if (folder / MANIFEST).exists():
+        return Bundle.load(folder)
+    model = bundle.manifest.model
+    empty = ARCHITECTURES[model.architecture](shape_of(context.splits.train), len(model.classes))
+    served = Served(bundle_network(bundle, "victim", empty), model.architecture, (model.version,))
+    workshop = Workshop.of(context.splits, context.cache / "training", bundle.manifest.seed, context.progress)
+    plan = ResponsePlan(files=(MISLEADING,))
+    return with_files(bundle, folder, ResponseMaker(served, context.splits, plan, workshop).make())
+
+
+def plain_model(context: Context) -> nn.Module:
+    """The served architecture, trained by its recipe on clean images alone: nothing in it is for or against thieves."""
+    model, data = context.bundle.manifest.model, context.splits.train
+    recipe = RECIPES[model.architecture]
+    recipe = replace(recipe, epochs=context.sizes.plain_epochs or recipe.epochs)
+    workshop = Workshop.of(context.splits, context.cache / "training", context.bundle.manifest.seed, context.progress)
+
+    def empty() -> nn.Module:
+        torch.manual_seed(context.bundle.manifest.seed)
+        return ARCHITECTURES[model.architecture](shape_of(data), len(model.classes))
+
+    def train_plainly(checkpoints: Path) -> nn.Module:
+        network = empty()
+
+        def loss(x: Tensor, y: Tensor) -> Tensor:
+            return functional.cross_entropy(network(x), y)
+
+        seed, path = context.bundle.manifest.seed, checkpoints / "plain.safetensors"
+        return train(network, "plain model", data, loss, recipe, seed, context.progress, path)
+
+    return workshop.trained("plain", (model.architecture, recipe.epochs), empty(), train_plainly)
 
 
 def with_adversarial_positives(context: Context) -> Bundle:

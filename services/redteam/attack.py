@@ -137,6 +137,8 @@ class AttackReport:
     """Answered, including those that a disguise added."""
     banned: bool = False
     milestones: list[Milestone] = field(default_factory=list)
+    copy: Substitute | None = None
+    """As the last round left it; None before the first."""
 
     @property
     def final(self) -> Similarity | None:
@@ -270,6 +272,7 @@ class Attack(ABC):
                 if substitute is None:
                     substitute = Substitute(loot.told.shape[1], random, self.architecture)
                 self.learn(loot, substitute)
+                loot.report.copy = substitute
                 similarity = yardstick.measure(substitute) if yardstick else None
                 loot.report.milestones.append(Milestone(loot.report.queries, similarity))
                 progress(loot.report)
