@@ -10,7 +10,7 @@ from types import MappingProxyType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from services.evaluation import amao, berkeley, blinded, copies, explained, guarantee, recall, report
+from services.evaluation import amao, berkeley, blinded, copies, explained, guarantee, hashes, recall, report
 from services.evaluation.context import QUICK, Context, Sizes
 from services.evaluation.figures import FIGURES, Figure, FiguresError, read_figures, record
 from services.evaluation.report import Study
@@ -27,6 +27,7 @@ STUDIES: Mapping[str, Callable[[Context], Study]] = MappingProxyType(
         "explained": explained.study,
         "amao": amao.study,
         "copies": copies.study,
+        "hashes": hashes.study,
         "berkeley": lambda context: berkeley.study(context, {"adversarial": with_adversarial_positives(context)}),
     }
 )

@@ -16,7 +16,9 @@ from rich.console import Console
 
 from deploy.kafka.broker import BrokerError, stop_on_sigterm
 from deploy.local import REPOSITORY, LocalSystemError
-from tests.bench import detectors, inference, pipeline, worker
+from services.evaluation.figures import record
+from services.evaluation.report import machine as processor
+from tests.bench import detectors, inference, pipeline, responses, worker
 from tests.bench.measure import Plan, SectionError, machine
 from tests.bench.page import page, tables
 
@@ -25,6 +27,7 @@ SECTIONS: dict[str, Callable[[Plan], dict[str, Any]]] = {
     "inference": inference.measure,
     "pipeline": pipeline.measure,
     "worker": worker.measure,
+    "responses": responses.measure,
 }
 PAGE = REPOSITORY / "docs" / "results" / "bench.md"
 
@@ -68,6 +71,8 @@ def main() -> int:
         PAGE.parent.mkdir(parents=True, exist_ok=True)
         PAGE.write_text(page(results))
         console.print(f"{PAGE.relative_to(REPOSITORY)}")
+        if "responses" in (arguments.only or SECTIONS) and "responses" in results and not arguments.quick:
+            record(responses.findings(results["responses"]), "make bench", processor())
     return 1 if failed else 0
 
 

@@ -13,6 +13,7 @@ HEADINGS = {
     "inference": "The server with the whole defence on, against the same server with it off",
     "pipeline": "From a query's acceptance to its account's verdict being enforced",
     "worker": "How fast each worker drains a full topic",
+    "responses": "What it costs to spoil an answer",
 }
 EXPLANATIONS = {
     "detectors": (
@@ -28,6 +29,11 @@ EXPLANATIONS = {
     "worker": (
         "Records of 32 rows of 200 accounts, that lay in the topic before the worker started. Detectors by Kafka's "
         "timestamps of their signals; the decision, which drains what all four said, by the time its takes took."
+    ),
+    "responses": (
+        "Milliseconds for one query of an account under perturbation, beside 5,000 remembered answers. Another thread "
+        "hashes it and does what the response asks of networks (see); the event loop answers; together, both and the "
+        "way between them. Below, the hashes alone, and one compared with all records, beside imagehash's interface."
     ),
 }
 
@@ -152,4 +158,18 @@ def _worker(section: Mapping[str, Any]) -> Rows:
     return ("", "records/s", "queries/s"), rows
 
 
-_MAKERS = {"detectors": _detectors, "inference": _inference, "pipeline": _pipeline, "worker": _worker}
+def _responses(section: Mapping[str, Any]) -> Rows:
+    names = ("hash", "see", "answer", "together")
+    rows = [(name, *(_spread(found[part]) for part in names)) for name, found in section["responses"].items()]
+    rows.append(("an account that nobody suspects", "", "", "", _spread(section["allowed"])))
+    rows += [(name, _spread(found), "", "", "") for name, found in section["hashes"].items()]
+    return ("", "hash, ms", "see, ms", "answer, ms", "together, ms"), rows
+
+
+_MAKERS = {
+    "detectors": _detectors,
+    "inference": _inference,
+    "pipeline": _pipeline,
+    "worker": _worker,
+    "responses": _responses,
+}

@@ -19,7 +19,8 @@ from shared.settings import ServiceSettings
 from shared.topics import SIGNALS
 from tests.bench.measure import Plan, SectionError, photographs, spread, trained_bundle
 from tests.bench.system import issue_keys, metric, system
-from tests.support.streams import photograph_stream, produce_queries
+from tests.support.photographs import photograph_stream
+from tests.support.streams import produce_queries
 
 ACCOUNTS = 200
 ROWS = 32

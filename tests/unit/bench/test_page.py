@@ -29,12 +29,18 @@ RESULTS: dict[str, Any] = {
         "at_query": {"median": 61.0},
     },
     "worker": SURROUNDINGS | {"workers": {"tmsp": {"records_a_second": MANY, "queries_a_second": MANY}}},
+    "responses": SURROUNDINGS
+    | {
+        "responses": {"amao": dict.fromkeys(("hash", "see", "answer", "together"), MANY)},
+        "allowed": MANY,
+        "hashes": {"pHash, one picture": MANY},
+    },
 }
 
 
 def test_the_page_has_a_section_for_each_that_was_measured() -> None:
     text = page(RESULTS)
-    assert [heading in text for heading in HEADINGS.values()] == [True] * 4
+    assert [heading in text for heading in HEADINGS.values()] == [True] * 5
     assert "| tmsp | 2 (1 to 4,000) | 2 (1 to 4,000) | 2 (1 to 4,000) | 12,345 |" in text
     assert "| 3 of 4 | 0.1 | 0.2 | 0.3 | 0.4 | 61 |" in text
     assert "with `--quick`" in text

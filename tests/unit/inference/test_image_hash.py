@@ -57,6 +57,8 @@ def test_a_bundles_hash_is_its_networks_signs(tmp_path: Path, network: HashNetwo
     assert differing.sum() <= 2
     assert (found.hashes(pictures) == learned_hashes(network, pictures)).all()
     assert len(found.hashes(pictures[:0])) == 0
+    one_by_one = np.concatenate([found.hashes(pictures[n : n + 1]) for n in range(len(pictures))])
+    assert np.bitwise_count(one_by_one ^ found.hashes(pictures)).sum() <= 2
 
 
 def test_normalisations_are_taken_into_the_layers_before_them(network: HashNetwork, pictures: np.ndarray) -> None:
@@ -76,3 +78,13 @@ def test_a_hash_without_a_sensible_distance_is_refused_by_its_file(
     bundle = with_files(untrained_bundle(tmp_path / "plain"), tmp_path / "hashed", {IMAGE_HASH: tensors})
     with pytest.raises(BundleError, match="response-image-hash"):
         ImageHash.of_bundle(bundle)
+
+
+def test_a_hash_of_large_images_in_colour_is_its_networks_signs_too(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    network = HashNetwork((3, 48, 40)).eval()
+    views = np.random.default_rng(0).integers(0, 256, (3, 3, 48, 40), dtype=np.uint8)
+    with torch.inference_mode():
+        signs = (network(images(views)) > 0).numpy()
+    expected = np.packbits(signs, axis=1).view(">u8")[:, 0]
+    assert np.bitwise_count(learned_hashes(network, views) ^ expected).sum() <= 2
