@@ -72,10 +72,10 @@ class _Overheard(Account):
         return super().send(questions, limit)
 
 
-def _crafted(context: Context, build: Build, seed: int) -> Pairs:
-    """Every query that an attack crafts, and the one that it was crafted from."""
+def crafted_pairs(context: Context, build: Build, budget: int, seed: int) -> Pairs:
+    """Every query that an attack crafts within a budget, beside the one that it was crafted from."""
     account, random = _Overheard(Recorder(context.model)), np.random.default_rng([seed, SEEDS])
-    build(random).run(account, SEEDS + min(CRAFTED, context.sizes.crafted), random)
+    build(random).run(account, budget, random)
     sent = np.concatenate([asked.images for asked in account.sent])
     numbers = np.concatenate([asked.numbers for asked in account.sent])
     origins = np.concatenate([asked.origins for asked in account.sent])
@@ -92,8 +92,9 @@ def _kinds(context: Context, seed: int) -> dict[str, Pairs]:
         for name, transformation in TRANSFORMATIONS.items():
             found[name] = some, quantised(transformation(images(some).cpu()).clamp(0.0, 1.0))
     natural = seeds_of(context.natural, min(SEEDS, len(context.natural)), seed).images
-    found[JbdaTr.name] = _crafted(context, Jacobian(JbdaTr, natural, RADIUS), seed)
-    found[Cloudleak.name] = _crafted(context, Seeded(Cloudleak, natural), seed)
+    budget = len(natural) + min(CRAFTED, context.sizes.crafted)
+    found[JbdaTr.name] = crafted_pairs(context, Jacobian(JbdaTr, natural, RADIUS), budget, seed)
+    found[Cloudleak.name] = crafted_pairs(context, Seeded(Cloudleak, natural), budget, seed)
     return found
 
 
