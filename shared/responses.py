@@ -34,6 +34,10 @@ class AmaoResponse(_Response):
     policy: Literal["amao"] = "amao"
     group: Annotated[int, Field(ge=1, le=4096)] = 16
     """M: one query in M is answered wrongly."""
+    doubtful: bool = False
+    """Whether every query whose answer TMSP calls doubtful is answered wrongly too, with the bundle's T and lambda. Few
+    photographs are doubtful, most crafted and foreign images are; so whoever checks the answers with images that he
+    knows sees little more than one wrong in M."""
 
 
 class DawnResponse(_Response):

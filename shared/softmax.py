@@ -20,3 +20,9 @@ def tmsp(logits: NDArray[np.float32], temperature: float) -> NDArray[np.float64]
     # The largest term of the shifted sum is exp(0) = 1, so the largest probability is 1 over the sum.
     result: NDArray[np.float64] = 1.0 / np.exp(scaled - scaled.max(axis=1, keepdims=True)).sum(axis=1)
     return result
+
+
+def doubtful(logits: NDArray[np.float32], temperature: float, threshold: float) -> NDArray[np.bool_]:
+    """Which of [n, classes] answers TMSP flags: those of which the model is no surer than lambda (AMAO, eq. 9)."""
+    flagged: NDArray[np.bool_] = tmsp(logits, temperature) <= threshold
+    return flagged

@@ -56,6 +56,8 @@ class Sizes:
         digits: the plan of the bundle of digits.
         theft_seeds: of randomness, of attacks on the whole system; what is only compared with it has the first.
         theft_budget: queries of such an attack, its seeds included.
+        theft_architecture: of the copies; the victim's own where None.
+        mending: whether there are thieves who mend answers too, each of whom takes minutes more.
         innocents: models that learnt nothing from the victim.
         innocent_images: that each of them learnt from.
         utility: honest accounts, and queries of each, whose answers under the system are compared with the model's.
@@ -82,6 +84,8 @@ class Sizes:
     digits: Plan = DIGITS
     theft_seeds: Sequence[int] = (1, 2, 3)
     theft_budget: int = 10_000
+    theft_architecture: str | None = None
+    mending: bool = True
     innocents: int = 100
     innocent_images: int = 1_000
     utility: tuple[int, int] = (28, 1_000)
@@ -93,8 +97,8 @@ QUICK = Sizes(
     seeds=(1,), radii=(0.1,), weights=(30.0,), seed_counts=(50,), crafted=60, long_crafted=200, counted_crafted=200,
     honest_accounts=14, honest_queries=80, lives=((2, 60), (1, 100)), samples=200, drawn_accounts=1, drawn_queries=60,
     kinds_left_out=1, held=(28, 50), processes=1, digits=replace(QUICK_PLAN, architecture="lenet5"),
-    encoder_epochs=(1, 1), theft_seeds=(1,), theft_budget=330, innocents=4, innocent_images=200, utility=(2, 100),
-    plain_epochs=1,
+    encoder_epochs=(1, 1), theft_seeds=(1,), theft_budget=330, theft_architecture="lenet5", mending=False,
+    innocents=4, innocent_images=200, utility=(2, 100), plain_epochs=1,
 )  # fmt: skip
 """Minutes, to see that everything runs; its numbers say little."""
 

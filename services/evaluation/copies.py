@@ -25,7 +25,6 @@ from services.evaluation.thefts import Defence, Theft, Thief, independent, prune
 from services.evaluation.variants import plain_model, with_misleading_model
 from services.inference.responses.interface import AnswerMode
 from services.ownership.verification import Labels, verify
-from services.redteam.campaign import OWN_IMAGES
 from services.redteam.jacobian import Cloudleak, JbdaTr
 from services.redteam.knockoff import KnockoffNets
 from services.redteam.substitute import Substitute, VictimsOwn
@@ -39,6 +38,8 @@ NAMES = (JBDA_TR, KNOCKOFF, CLOUDLEAK)
 SEEDS = 100
 """Natural images of JBDA-TR and Cloudleak (AMAO, section 5.1.2)."""
 RADIUS = 0.1
+OWN_IMAGES = 2_000
+"""Labelled images of a thief who mends answers."""
 KNOCKOFF_ROUND = 2_000
 """Queries between two trainings of KnockoffNets' copy: it asks the same whatever it has learnt."""
 LABEL, PROBABILITIES = AnswerMode.LABEL, AnswerMode.PROBABILITIES
@@ -141,9 +142,13 @@ def _attacks(context: Context, seed: int) -> dict[str, Build]:
     }
 
 
+def _architecture(context: Context) -> str:
+    return context.sizes.theft_architecture or context.bundle.manifest.model.architecture
+
+
 def _thieves(context: Context) -> list[Thief]:
     sizes = context.sizes
-    architecture = VictimsOwn(context.bundle.manifest.model.architecture)
+    architecture = VictimsOwn(_architecture(context))
     first = sizes.theft_seeds[0]
     own = seeds_of(context.natural, min(OWN_IMAGES, len(context.natural)), first)
 
@@ -158,7 +163,7 @@ def _thieves(context: Context) -> list[Thief]:
             if seed == first:
                 for baseline in BASELINES[mode]:
                     yield plain(baseline)
-                for defence in (SYSTEM, *BASELINES[mode]):
+                for defence in (SYSTEM, *BASELINES[mode]) if sizes.mending else ():
                     yield plain(defence, own=own)
 
     return [thief for seed in sizes.theft_seeds for attack in NAMES for thief in of(attack, seed)]
@@ -446,13 +451,19 @@ def study(context: Context) -> Study:
         name=_name(context),
         title="What a copy is worth, and whether it gives the thief away",
         text=f"Thefts of the bundle's model, each by one account of at most {sizes.theft_budget:,} queries, under the "
-        f"default policy in one process, verdicts 16 queries late. Copies are of the victim's own architecture "
-        f"({context.bundle.manifest.model.architecture}) and are trained for 20 epochs in each round, JBDA-TR "
+        f"default policy in one process, verdicts 16 queries late. Copies are of the architecture "
+        f"{_architecture(context)} (the victim's is {context.bundle.manifest.model.architecture}) and are trained for 20 epochs in each round, JBDA-TR "
         f"(radius {RADIUS}) and Cloudleak from {SEEDS} natural images that the victim has not learnt from, "
         f"KnockoffNets on {min(sizes.theft_budget, len(context.foreign)):,} foreign images. A banned thief keeps the "
         f"copy that he has. Seeds {', '.join(map(str, sizes.theft_seeds))}; copies are measured on "
         f"{len(context.clean):,} images.",
-        tables=[_copies(thefts, paper), utility, marked, claims, _mended(thefts, paper)],
+        tables=[
+            _copies(thefts, paper),
+            utility,
+            marked,
+            claims,
+            *([_mended(thefts, paper)] if sizes.mending else ()),
+        ],
         pictures=[_pruning(context, thefts)],
         findings=findings,
     )

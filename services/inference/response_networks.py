@@ -18,6 +18,7 @@ from services.inference.network import ARCHITECTURES
 from services.inference.responses.queen import Atlas, QueenNetworks
 from shared.bundle import Bundle, BundleError
 from shared.networks import ImageShape, bundle_network, device, image_shape, images, network_tensors
+from shared.softmax import doubtful
 
 MECO, QUEEN, MISLEADING = "response-meco", "response-queen", "response-misinformation"
 """Files of a bundle."""
@@ -174,6 +175,11 @@ class ResponseNetworks:
         """
         self._bundle, self._model = bundle, model
         self._shape, self._classes = image_shape(bundle), len(bundle.manifest.model.classes)
+
+    def doubtful(self, logits: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """Which of [n, classes] answers TMSP flags, with the bundle's T and lambda."""
+        section = self._bundle.manifest.tmsp
+        return doubtful(logits, section.temperature, section.lambda_)
 
     def meco(self) -> Callable[[Views, NDArray[np.float32]], Answers]:
         """From views and noise to probabilities.

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from services.inference.responses.interface import AccountStates, AnswerMode, Queries, Told, flipped, truth
 from services.inference.responses.memory import PerturbedMemory, Promises
@@ -41,21 +43,34 @@ class Amao:
     this account was told the truth of while under PERTURB: either way it is told the same again, and the group
     does not move on. So an attacker who repeats a query learns nothing.
 
+    Beyond the paper, doubtful queries (crafted ones, mostly) can all be answered wrongly, and then stand outside the
+    groups: a thief who checks answers does it with images that he knows, and these are others.
+
     Each replica has groups of its own, or two replicas that are asked in turns would each wait for queries that the
     other sees. One that does not know an account goes on where any replica's latest note left it.
     """
 
     name = "amao"
 
-    def __init__(self, mode: AnswerMode, group: int, memory: PerturbedMemory, promises: Promises) -> None:
+    def __init__(
+        self,
+        mode: AnswerMode,
+        group: int,
+        memory: PerturbedMemory,
+        promises: Promises,
+        doubtful: Callable[[NDArray[np.float32]], NDArray[np.bool_]] | None = None,
+    ) -> None:
         """
         Args:
             mode: probabilities exchange the largest with the smallest; labels become the least likely class.
             group: M; one query of each group is answered wrongly.
             memory: of all accounts.
             promises: of all accounts.
+            doubtful: from logits [n, classes] to which of the queries [n] are answered wrongly whatever their group;
+                None for none of them.
         """
         self._memory = memory
+        self._doubtful = doubtful
         self._promises = promises
         self._mode = mode
         self._group = group
@@ -77,6 +92,7 @@ class Amao:
         spoiled: list[int] = []
         promised: list[int] = []
         gaps = probabilities.max(axis=1) - probabilities.min(axis=1)
+        doubtful = self._doubtful(queries.logits) if self._doubtful else np.zeros(len(answers), dtype=np.bool_)
         for row, (perceptual, exact) in enumerate(
             zip(queries.perceptual.tolist(), queries.exact.tolist(), strict=True)
         ):
@@ -85,7 +101,7 @@ class Amao:
                 answers[row] = remembered
                 perturbed[row] = True
             elif not self._promises.holds(queries.account, exact):
-                if self._select(group, float(gaps[row])):
+                if doubtful[row] or self._select(group, float(gaps[row])):
                     answers[row] = flipped(probabilities[row], answers[row])
                     self._memory.record(queries.ids[row], perceptual, answers[row].copy())
                     perturbed[row] = True

@@ -104,7 +104,8 @@ class Catalogue:
     def _build(self, response: Response) -> ResponsePolicy:
         match response:
             case AmaoResponse():
-                return Amao(self._mode, response.group, self.memory, self._promises)
+                doubtful = self._networks.doubtful if response.doubtful else None
+                return Amao(self._mode, response.group, self.memory, self._promises, doubtful)
             case DawnResponse():
                 return Dawn(self._mode, response.share, self._key)
             case ReverseSigmoidResponse():

@@ -24,7 +24,7 @@ from shared.datasets import load_splits
 from shared.responses import DawnResponse
 from shared.settings import REPOSITORY_BUNDLE
 
-BUDGET = 400
+BUDGET = 260
 quiet = Progress(disable=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -46,10 +47,11 @@ def amao(
     group: int = 16,
     mode: AnswerMode = AnswerMode.PROBABILITIES,
     memory: PerturbedMemory | None = None,
+    doubtful: Callable[[NDArray[np.float32]], NDArray[np.bool_]] | None = None,
 ) -> Amao:
     if memory is None:
         memory = PerturbedMemory(1000, 0)
-    return Amao(mode, group, memory, Promises(1000, 1000))
+    return Amao(mode, group, memory, Promises(1000, 1000), doubtful)
 
 
 def tell(policy: Amao, queries: Queries) -> Told:
@@ -188,3 +190,24 @@ def test_a_query_that_one_replica_told_the_truth_of_another_does_too() -> None:
 def test_what_is_no_note_of_amao_is_refused(note: bytes) -> None:
     with pytest.raises(ValueError, match="not amao's"):
         amao().recall("thief", note)
+
+
+def test_every_doubtful_query_is_answered_wrongly_and_moves_no_group_on() -> None:
+    gaps = [0.9, 0.1, 0.8, 0.1, 0.7, 0.1, 0.6, 0.5]
+    whole = asked(gaps)
+    unsure = probabilities_of(gaps).max(axis=1) < 0.6
+    told = tell(amao(4, doubtful=lambda logits: np.exp(logits).max(axis=1) < 0.6), whole)
+    assert told.perturbed[unsure].all()
+    sure = asked([gap for gap, of in zip(gaps, unsure, strict=True) if not of], start=100)
+    assert told.perturbed[~unsure].tolist() == tell(amao(4), sure).perturbed.tolist()
+    assert told.spoiled == tuple(np.flatnonzero(told.perturbed).tolist())
+
+
+def test_a_doubtful_query_that_was_answered_truly_before_is_so_again() -> None:
+    promises, memory = Promises(10, 10), PerturbedMemory(10, 0)
+    query = asked([0.1])
+    gentle = Amao(AnswerMode.PROBABILITIES, 16, memory, promises)
+    harsh = Amao(AnswerMode.PROBABILITIES, 16, memory, promises, lambda logits: np.ones(len(logits), dtype=np.bool_))
+    assert not tell(gentle, query).perturbed.any()
+    assert not tell(harsh, query).perturbed.any()
+    assert tell(harsh, asked([0.1], start=1)).perturbed.all()
