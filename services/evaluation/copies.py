@@ -452,11 +452,11 @@ def study(context: Context) -> Study:
         title="What a copy is worth, and whether it gives the thief away",
         text=f"Thefts of the bundle's model, each by one account of at most {sizes.theft_budget:,} queries, under the "
         f"default policy in one process, verdicts 16 queries late. Copies are of the architecture "
-        f"{_architecture(context)} (the victim's is {context.bundle.manifest.model.architecture}) and are trained for 20 epochs in each round, JBDA-TR "
-        f"(radius {RADIUS}) and Cloudleak from {SEEDS} natural images that the victim has not learnt from, "
-        f"KnockoffNets on {min(sizes.theft_budget, len(context.foreign)):,} foreign images. A banned thief keeps the "
-        f"copy that he has. Seeds {', '.join(map(str, sizes.theft_seeds))}; copies are measured on "
-        f"{len(context.clean):,} images.",
+        f"{_architecture(context)} (the victim's is {context.bundle.manifest.model.architecture}) and are trained for "
+        f"20 epochs in each round, JBDA-TR (radius {RADIUS}) and Cloudleak from {SEEDS} natural images that the victim "
+        f"has not learnt from, KnockoffNets on {min(sizes.theft_budget, len(context.foreign)):,} foreign images. A "
+        f"banned thief keeps the copy that he has. Seeds {', '.join(map(str, sizes.theft_seeds))}; copies are measured "
+        f"on {len(context.clean):,} images.",
         tables=[
             _copies(thefts, paper),
             utility,
