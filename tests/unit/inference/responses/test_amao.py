@@ -211,3 +211,14 @@ def test_a_doubtful_query_that_was_answered_truly_before_is_so_again() -> None:
     assert not tell(gentle, query).perturbed.any()
     assert not tell(harsh, query).perturbed.any()
     assert tell(harsh, asked([0.1], start=1)).perturbed.all()
+
+
+def test_a_doubtful_answer_becomes_a_sure_wrong_one() -> None:
+    query = asked([0.02])
+    told = tell(amao(16, doubtful=lambda logits: np.ones(len(logits), dtype=np.bool_)), query).answers[0]
+    gentle = tell(amao(1), query).answers[0]
+    assert told.argmax() == gentle.argmax() == 7
+    assert told[7] >= 0.9
+    assert told.sum() == pytest.approx(query.probabilities[0].sum() * 0.1 + 0.9, rel=1e-5)
+    label = tell(amao(16, AnswerMode.LABEL, doubtful=lambda logits: np.ones(len(logits), dtype=np.bool_)), query)
+    assert label.answers[0].tolist() == [float(number == 7) for number in range(CLASSES)]
