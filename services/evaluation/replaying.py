@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -19,10 +18,11 @@ from services.evaluation.verdicts import LEAST_QUERIES
 from services.inference.model import Model
 from services.likelihood.detector import LikelihoodDetector
 from services.similarity.detector import SimilarityDetector
-from services.training.tracing import DETECTORS, Recordable, Recording, in_processes, traced_by
+from services.training.tracing import DETECTORS, Recordable, Recording, make_missing, traced_by
 from shared.bundle import Bundle
 from shared.detection import Detector, Features
 from shared.evidence import combine
+from shared.files import write_whole
 
 PER = 50_000
 """Queries that accounts are counted for (TR 2021-126, VIII)."""
@@ -248,9 +248,7 @@ class _Worker:
     @classmethod
     def replay(cls, account: Recordable, rule: Rule, path: Path) -> None:
         found = rule.replayed(account.record(cls.answers))
-        unfinished = path.with_suffix(f".{os.getpid()}.partial")
-        unfinished.write_text(json.dumps(asdict(found)))
-        unfinished.replace(path)
+        write_whole(path, json.dumps(asdict(found)).encode())
 
 
 def replay(
@@ -279,11 +277,7 @@ def replay(
     folder = cache / hashlib.sha256(of_rule.encode()).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{account.key}.json" for account in accounts]
-    missing = {path: account for account, path in zip(accounts, paths, strict=True) if not path.exists()}
-    if missing:
-        task = progress.add_task(label, total=len(missing))
-        work = [(account, rule, path) for path, account in missing.items()]
-        for _ in in_processes(_Worker.replay, work, partial(_Worker.load, victim.folder), processes):
-            progress.advance(task)
+    work = {path: (account, rule) for account, path in zip(accounts, paths, strict=True)}
+    make_missing(_Worker.replay, work, partial(_Worker.load, victim.folder), progress, label, processes)
     found = [json.loads(path.read_text()) for path in paths]
     return [Burned(one["queries"], tuple(one["alarms"])) for one in found]

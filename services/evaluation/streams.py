@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,8 +17,9 @@ from safetensors.numpy import load, save
 from services.inference.model import Model
 from services.redteam.attack import Attack
 from services.redteam.substitute import Images, Probabilities, Yardstick
-from services.training.tracing import Recording, in_processes
+from services.training.tracing import Recording, make_missing
 from shared.bundle import Bundle
+from shared.files import write_whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,9 +127,7 @@ class _Worker:
             "logits": recording.logits,
             "copies": np.array(copies, dtype=np.float64).reshape(-1, 3),
         }
-        unfinished = path.with_suffix(f".{os.getpid()}.partial")
-        unfinished.write_bytes(save(arrays))
-        unfinished.replace(path)
+        write_whole(path, save(arrays))
 
 
 def record(
@@ -155,12 +153,9 @@ def record(
     folder = cache / bundle.manifest.model.version
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{attacker.key}.safetensors" for attacker in attackers]
-    missing = [(attacker, path) for attacker, path in zip(attackers, paths, strict=True) if not path.exists()]
-    if missing:
-        task = progress.add_task(label, total=len(missing))
-        start = partial(_Worker.load, bundle.folder, yardstick)
-        for _ in in_processes(_Worker.record, missing, start, processes):
-            progress.advance(task)
+    work = {path: (attacker,) for attacker, path in zip(attackers, paths, strict=True)}
+    start = partial(_Worker.load, bundle.folder, yardstick)
+    make_missing(_Worker.record, work, start, progress, label, processes)
     return [_stream(attacker, path) for attacker, path in zip(attackers, paths, strict=True)]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from rich.progress import Progress
 from safetensors import safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 from torch import nn
 
 from services.decision.policy_file import load_policy
@@ -29,10 +28,11 @@ from services.ownership.verification import Marks, MarkSelector, marks_of
 from services.redteam.attack import Ask, Attack, AttackReport
 from services.redteam.recovery import Recovering
 from services.redteam.substitute import VictimsOwn, Yardstick
-from services.training.tracing import in_processes
+from services.training.tracing import make_missing
 from shared.bundle import Bundle, ModelSection
 from shared.datasets import Dataset
 from shared.events import Action, PerturbedAnswer
+from shared.files import write_whole
 from shared.networks import load_network, network_tensors
 from shared.responses import Response, response_text
 
@@ -173,7 +173,6 @@ def _victim(thief: Thief, bundle: Bundle) -> tuple[Ask, Callable[[], Served]]:
 
 
 def _keep(path: Path, report: AttackReport, served: Served, bundle: Bundle) -> None:
-    """Write a file that is there whole or not at all."""
     assert report.copy is not None
     model, marked = bundle.manifest.model, sorted(served.marks)
     milestones = [
@@ -195,9 +194,7 @@ def _keep(path: Path, report: AttackReport, served: Served, bundle: Bundle) -> N
         "spoiled_from": served.first(Action.PERTURB),
         "banned_at": served.first(Action.BAN),
     }
-    unfinished = path.with_suffix(f".{os.getpid()}.partial")
-    save_file(arrays, unfinished, {"counts": json.dumps(counts)})
-    unfinished.replace(path)
+    write_whole(path, save(arrays, {"counts": json.dumps(counts)}))
 
 
 def steal(
@@ -223,12 +220,9 @@ def steal(
     folder = cache / bundle.fingerprint[:16]
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{thief.key}.safetensors" for thief in thieves]
-    missing = [(thief, path) for thief, path in zip(thieves, paths, strict=True) if not path.exists()]
-    if missing:
-        task = progress.add_task(label, total=len(missing))
-        start = partial(_Worker.load, bundle.folder, yardstick)
-        for _ in in_processes(_Worker.steal, missing, start, processes):
-            progress.advance(task)
+    work = {path: (thief,) for thief, path in zip(thieves, paths, strict=True)}
+    start = partial(_Worker.load, bundle.folder, yardstick)
+    make_missing(_Worker.steal, work, start, progress, label, processes)
     image_hash = ImageHash.of_bundle(bundle)
     return [_theft(thief, path, bundle, image_hash) for thief, path in zip(thieves, paths, strict=True)]
 

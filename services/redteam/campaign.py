@@ -27,6 +27,7 @@ from services.redteam.recovery import Recovering
 from services.redteam.substitute import Yardstick, shape_of
 from shared.bundle import Bundle
 from shared.datasets import Dataset, load_digits, load_fashion_mnist
+from shared.files import write_whole
 
 YARDSTICK_IMAGES = 2000
 REPORT_SECONDS = 1.0
@@ -198,9 +199,7 @@ class Campaign:
     def _write(self) -> None:
         with self._lock:
             text = self.report.model_dump_json(indent=1)
-        partial = self._plan.report.with_suffix(".partial")
-        partial.write_text(text)
-        partial.replace(self._plan.report)
+        write_whole(self._plan.report, text.encode())
 
     def _client(self, plan: ClientPlan) -> None:
         report = self.report.accounts[plan.account]

@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
+
+from shared.files import write_whole
 
 Schedule = torch.optim.lr_scheduler.LRScheduler
 
@@ -39,10 +41,8 @@ def save_checkpoint(
     }
     document = {"epochs": epochs, "groups": state["param_groups"], "schedule": schedule.state_dict()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
     plain = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    save_file(plain, partial, metadata={"training": json.dumps(document)})
-    partial.rename(path)
+    write_whole(path, save(plain, metadata={"training": json.dumps(document)}))
 
 
 def load_checkpoint(path: Path, network: nn.Module, optimiser: torch.optim.Optimizer, schedule: Schedule) -> int:

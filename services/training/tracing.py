@@ -32,6 +32,7 @@ from services.tmsp.detector import TmspDetector
 from shared.bundle import Bundle, CalibrationSection
 from shared.datasets import Dataset, Splits
 from shared.detection import Detector, Statistic, orient
+from shared.files import write_whole
 from shared.population import KINDS, HonestAccount, Kind, draw_account
 
 DEFAULT_TRACES = Path("build/traces")
@@ -221,10 +222,7 @@ class _Worker:
     @classmethod
     def trace(cls, account: Recordable, path: Path) -> None:
         recording = account.record(cls.answers)
-        content = _file({detector.name: trace(detector, recording) for detector in cls.detectors})
-        unfinished = path.with_suffix(f".{os.getpid()}.partial")
-        unfinished.write_bytes(content)
-        unfinished.replace(path)
+        write_whole(path, _file({detector.name: trace(detector, recording) for detector in cls.detectors}))
 
 
 Arguments = TypeVarTuple("Arguments")
@@ -256,6 +254,31 @@ def in_processes(
         with _deaf_children():
             results = pool.map(function, *zip(*work, strict=True))
         yield from results
+
+
+def make_missing(
+    make: Callable[[*Arguments, Path], None],
+    work: Mapping[Path, tuple[*Arguments]],
+    start: Callable[[], None],
+    progress: Progress,
+    label: str,
+    processes: int | None = None,
+) -> None:
+    """Make the files that are not there yet, in processes as `in_processes` has them; a cut run goes on with the rest.
+
+    Args:
+        make: writes one file whole (`shared.files.write_whole`), from its arguments and its path.
+        work: arguments by path.
+        start: see `in_processes`.
+        progress: shows a bar.
+        label: of the bar.
+        processes: see `in_processes`.
+    """
+    missing = [(*arguments, path) for path, arguments in work.items() if not path.exists()]
+    if missing:
+        task = progress.add_task(label, total=len(missing))
+        for _ in in_processes(make, missing, start, processes):
+            progress.advance(task)
 
 
 def _begin(start: Callable[[], None]) -> None:
@@ -309,10 +332,7 @@ class Tracer:
     def files(self, accounts: Sequence[Recordable], label: str) -> list[Path]:
         """As `trace`, but where `read_traces` finds each: many long accounts fit no memory."""
         paths = [self._folder / f"{account.key}.safetensors" for account in accounts]
-        missing = [(account, path) for account, path in zip(accounts, paths, strict=True) if not path.exists()]
-        if missing:
-            task = self._progress.add_task(label, total=len(missing))
-            start = partial(_Worker.load, self._bundle.folder)
-            for _ in in_processes(_Worker.trace, missing, start, self._processes):
-                self._progress.advance(task)
+        work = {path: (account,) for account, path in zip(accounts, paths, strict=True)}
+        start = partial(_Worker.load, self._bundle.folder)
+        make_missing(_Worker.trace, work, start, self._progress, label, self._processes)
         return paths

@@ -7,15 +7,15 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from numpy.typing import NDArray
 from rich.progress import Progress
 from safetensors.numpy import load, save
 from torch import nn
 
 from shared.cameras import Images
 from shared.datasets import Splits
+from shared.files import write_whole
 from shared.networks import load_network, network_tensors
 
 NetworkType = TypeVar("NetworkType", bound=nn.Module)
@@ -26,13 +26,6 @@ def _fingerprint(splits: Splits) -> str:
     data = splits.train
     about = f"{data.images.shape} {splits.classes} {splits.mirror}".encode()
     return hashlib.sha256(about + data.images.tobytes() + data.labels.tobytes()).hexdigest()[:8]
-
-
-def _keep(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write a file that is there whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(save(dict(arrays)))
-    partial.rename(path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +66,7 @@ class Workshop:
             self.progress.console.print(f"{name}: found in {path}")
             return load_network(empty, load(path.read_bytes()))
         network = train(checkpoints)
-        _keep(path, network_tensors(network))
+        write_whole(path, save(network_tensors(network)))
         shutil.rmtree(checkpoints)
         return load_network(empty, network_tensors(network))
 
@@ -81,5 +74,5 @@ class Workshop:
         """Images to learn from, made where they are not kept yet."""
         path = self.folder / f"{name}.safetensors"
         if not path.exists():
-            _keep(path, make())
+            write_whole(path, save(dict(make())))
         return load(path.read_bytes())
