@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from services.decision.policy_file import DEFAULT_POLICY, load_policy
+from services.evaluation import amao
 from services.evaluation.attackers import Build, Jacobian, Knockoff, Seeded, seeds_of
 from services.evaluation.context import Context
 from services.evaluation.defended import DefendedVictim
 from services.evaluation.drawing import ATTACKS, NEUTRAL, drawn, mean_and_spread, seeds_in_words
 from services.evaluation.figures import Finding
+from services.evaluation.recall import quantile
 from services.evaluation.report import Cell, Picture, Study, Table
 from services.evaluation.thefts import Defence, Theft, Thief, independent, pruned, steal
 from services.evaluation.variants import plain_model, with_misleading_model
@@ -126,7 +128,7 @@ FINDINGS: Mapping[str, str] = MappingProxyType(
 
 def is_clothes(bundle: Bundle) -> bool:
     """Whether the bundle's data is Fashion-MNIST, of which the figures to reach are."""
-    return {"sandal", "ankle-boot"} <= {name.lower() for name in bundle.manifest.model.classes}
+    return amao.paper_of(bundle) is amao.F_MNIST
 
 
 # ---- who steals ----
@@ -251,7 +253,8 @@ def _copies(thefts: Thefts, paper: Paper) -> Table:
                 _accuracies(thefts.of(attack, mode, UNDEFENDED)), without,
                 _best([thefts.of(attack, mode, defence) for defence in BASELINES[mode]]), baseline,
                 _accuracies(system), amao,
-                _median([theft.spoiled_from for theft in system]), _median([theft.banned_at for theft in system]),
+                quantile([theft.spoiled_from for theft in system], 0.5),
+                quantile([theft.banned_at for theft in system], 0.5),
                 100 * float(np.mean([theft.perturbed / theft.queries for theft in system])),
             ])  # fmt: skip
     return Table(
@@ -272,12 +275,6 @@ def _accuracies(thefts: Sequence[Theft]) -> str:
 def _best(groups: Sequence[Sequence[Theft]]) -> str:
     best = min(groups, key=lambda thefts: float(np.mean([theft.accuracy for theft in thefts])))
     return f"{_accuracies(best)} ({best[0].thief.defence.name})"
-
-
-def _median(values: Sequence[int | None]) -> str:
-    ordered = sorted(float("inf") if value is None else float(value) for value in values)
-    middle = ordered[len(ordered) // 2]
-    return "never" if np.isinf(middle) else f"{middle:,.0f}"
 
 
 def _mended(thefts: Thefts, paper: Paper) -> Table:

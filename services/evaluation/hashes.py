@@ -21,8 +21,8 @@ from services.inference.perceptual_hash import HASH_BITS, perceptual_hashes
 from services.redteam.attack import Account, Questions, Reply
 from services.redteam.jacobian import Cloudleak, JbdaTr
 from services.redteam.substitute import Images
-from services.training.augment import transformed
-from services.training.hashing import distances_between
+from services.training.augment import transformed, uniform
+from services.training.hashing import distances_between, most_bits
 from services.training.malicious import quantised
 from shared.networks import images
 from shared.responses import PHASH, SIMILAR_BITS
@@ -33,12 +33,6 @@ CRAFTED = 700
 """Queries of each attack after its seeds: three rounds of augmentation."""
 PAPER = 83.83
 """Identification accuracy on F-MNIST (table 12)."""
-REACH = 0.001
-"""Share of unrelated pairs that may be taken for similar (phash-false)."""
-
-
-def _uniform(x: Tensor, low: float, high: float) -> Tensor:
-    return torch.empty(len(x), 1, 1, 1).uniform_(low, high)
 
 
 TRANSFORMATIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
@@ -47,8 +41,8 @@ TRANSFORMATIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
         "shift, 5%": lambda x: transformed(x, shift=0.05),
         "shift, 10%": lambda x: transformed(x, shift=0.1),
         "scale, 17%": lambda x: transformed(x, scale=0.17),
-        "brightness, 0.2": lambda x: x + _uniform(x, -0.2, 0.2),
-        "contrast, 55%": lambda x: (x - 0.5) * _uniform(x, 0.45, 1.55) + 0.5,
+        "brightness, 0.2": lambda x: x + uniform(len(x), -0.2, 0.2),
+        "contrast, 55%": lambda x: (x - 0.5) * uniform(len(x), 0.45, 1.55) + 0.5,
         "Gaussian noise, 0.095": lambda x: x + 0.095 * torch.randn_like(x),
     }
 )
@@ -111,8 +105,7 @@ def study(context: Context) -> Study:
     kinds = [_kinds(context, seed) for seed in context.sizes.seeds]
     hashes: list[tuple[str, Hash, int]] = [(f"pHash, {SIMILAR_BITS} bits", perceptual_hashes, SIMILAR_BITS)]
     # As many bits as keep the rate that is asked for: the two hashes side by side, at like rates.
-    within = distances_between(perceptual_hashes(unrelated))
-    fewer = max(int(np.searchsorted(within.cumsum(), REACH * within.sum(), side="right")) - 1, 0)
+    fewer = most_bits(distances_between(perceptual_hashes(unrelated)))
     hashes.append((f"pHash, {fewer} bits", perceptual_hashes, fewer))
     if learned.kind != PHASH:
         hashes.append((f"the bundle's, {learned.similar_bits} bits", learned.hashes, learned.similar_bits))

@@ -42,7 +42,7 @@ def recalled(untils: Untils, within: int) -> int:
     return sum(until is not None and until <= within for until in untils)
 
 
-def _quantile(untils: Untils, share: float) -> str:
+def quantile(untils: Untils, share: float) -> str:
     """A quantile that counts the uncaught as later than all; "never" where it falls among them."""
     ordered = sorted(float("inf") if until is None else float(until) for until in untils)
     value = ordered[min(int(share * len(ordered)), len(ordered) - 1)]
@@ -52,7 +52,7 @@ def _quantile(untils: Untils, share: float) -> str:
 def recall_row(name: Sequence[str | int], untils: Untils, within: int) -> list[Cell]:
     """A row under `CAUGHT_COLUMNS`, after the columns of its name."""
     caught = recalled(untils, within)
-    return [*name, len(untils), 100 * caught / len(untils), _quantile(untils, 0.5), _quantile(untils, 0.95)]
+    return [*name, len(untils), 100 * caught / len(untils), quantile(untils, 0.5), quantile(untils, 0.95)]
 
 
 def grouped(
@@ -157,7 +157,7 @@ def _rules(context: Context, streams: Sequence[Stream], traces: Sequence[Traces]
     def add(name: str, alarms: Sequence[int | None]) -> None:
         found = attack_queries(streams, alarms)
         groups = grouped(streams, found, lambda s: (s.attacker.attack,))
-        rows.append([name, *(f"{_quantile(groups[n,], 0.5)} ({_caught(groups[n,])})" for n in names), _caught(found)])
+        rows.append([name, *(f"{quantile(groups[n,], 0.5)} ({_caught(groups[n,])})" for n in names), _caught(found)])
 
     add("evidence, the bundle's threshold", alarms_on(paths, traces, judge.log_threshold))
     add("evidence, equal rate", alarms_on(paths, traces, equal))

@@ -8,13 +8,13 @@ from pathlib import Path
 from types import MappingProxyType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from services.evaluation import amao, berkeley, blinded, copies, explained, guarantee, hashes, recall, report
 from services.evaluation.context import QUICK, Context, Sizes
 from services.evaluation.figures import FIGURES, Figure, FiguresError, read_figures, record
 from services.evaluation.report import Study
 from services.evaluation.variants import of_digits, with_adversarial_positives
+from services.training.command import bars
 from shared.bundle import Bundle
 from shared.datasets import load_digits, load_splits
 
@@ -66,15 +66,8 @@ def evaluate(
     everything = {**STUDIES, **OF_DIGITS}
     if unknown := set(names or ()) - everything.keys():
         raise UnknownStudyError(f"no study {', '.join(sorted(unknown))}; there are {', '.join(everything)}")
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
     figures = {figure.id: figure for figure in read_figures()}
-    with Progress(*columns, console=Console(file=sys.stderr), disable=quiet) as progress:
+    with bars(Console(file=sys.stderr), quiet) as progress:
         context = Context(
             bundle=Bundle.load(bundle),
             splits=load_splits(data),

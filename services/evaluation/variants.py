@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from services.evaluation.context import Context
+from services.inference.model import served_network
 from services.inference.network import ARCHITECTURES
 from services.inference.response_networks import MISLEADING
 from services.training.bundling import BundleMaker
@@ -20,7 +21,7 @@ from services.training.response_making import ResponseMaker, ResponsePlan, Serve
 from services.training.workshop import Workshop
 from shared.bundle import MANIFEST, Bundle, with_files
 from shared.datasets import DEFAULT_FOLDER, load_fashion_mnist, load_source
-from shared.networks import bundle_network, network_tensors
+from shared.networks import network_tensors
 
 
 def of_digits(context: Context, data: Path = DEFAULT_FOLDER) -> Context:
@@ -46,12 +47,9 @@ def with_misleading_model(context: Context) -> Bundle:
     folder = context.cache / "bundles" / f"{bundle.manifest.model.name}-{bundle.fingerprint[:12]}-misleading"
     if (folder / MANIFEST).exists():
         return Bundle.load(folder)
-    model = bundle.manifest.model
-    empty = ARCHITECTURES[model.architecture](shape_of(context.splits.train), len(model.classes))
-    served = Served(bundle_network(bundle, "victim", empty), model.architecture, (model.version,))
     workshop = Workshop.of(context.splits, context.cache / "training", bundle.manifest.seed, context.progress)
     plan = ResponsePlan(files=(MISLEADING,))
-    return with_files(bundle, folder, ResponseMaker(served, context.splits, plan, workshop).make())
+    return with_files(bundle, folder, ResponseMaker(Served.of_bundle(bundle), context.splits, plan, workshop).make())
 
 
 def plain_model(context: Context) -> nn.Module:
@@ -83,9 +81,7 @@ def with_adversarial_positives(context: Context) -> Bundle:
     folder = context.cache / "bundles" / f"{bundle.manifest.model.name}-{bundle.fingerprint[:12]}-adversarial"
     if (folder / MANIFEST).exists():
         return Bundle.load(folder)
-    data, model = context.splits.train, bundle.manifest.model
-    shape, classes = shape_of(data), len(model.classes)
-    victim = bundle_network(bundle, "victim", ARCHITECTURES[model.architecture](shape, classes))
+    data, classes, victim = context.splits.train, len(bundle.manifest.model.classes), served_network(bundle)
     epochs, contrastive = context.sizes.encoder_epochs
     checkpoints = folder.with_suffix(".checkpoints")
     encoder = train_similarity(

@@ -15,22 +15,32 @@ TENSORS = "victim"
 """File of the bundle that holds the network."""
 
 
+def served_network(bundle: Bundle) -> nn.Module:
+    """The bundle's classifier, from images in [0, 1] to logits, ready to infer.
+
+    Raises:
+        BundleError: the bundle has no network, one of another form, or names an architecture that is not there.
+    """
+    section = bundle.manifest.model
+    build = ARCHITECTURES.get(section.architecture)
+    if build is None:
+        raise BundleError(
+            f"{bundle.folder / MANIFEST}: field model.architecture: {section.architecture} is none of "
+            f"{', '.join(ARCHITECTURES)}"
+        )
+    return bundle_network(bundle, TENSORS, build(image_shape(bundle), len(section.classes)))
+
+
 class Model:
-    """The bundle's classifier, ready to infer."""
+    """The bundle's classifier, asked about views."""
 
     def __init__(self, bundle: Bundle) -> None:
         """
         Raises:
-            BundleError: the bundle has no network, one of another form, or names an architecture that is not there.
+            BundleError: see `served_network`.
         """
         section = bundle.manifest.model
-        build = ARCHITECTURES.get(section.architecture)
-        if build is None:
-            raise BundleError(
-                f"{bundle.folder / MANIFEST}: field model.architecture: {section.architecture} is none of "
-                f"{', '.join(ARCHITECTURES)}"
-            )
-        self._network = bundle_network(bundle, TENSORS, build(image_shape(bundle), len(section.classes)))
+        self._network = served_network(bundle)
         self._input_shape = section.input_shape
         self.logits(np.zeros((1, *section.input_shape), dtype=np.uint8))
 

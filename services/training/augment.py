@@ -12,7 +12,8 @@ from torch.nn import functional
 from shared.cameras import Images, photograph, varied_shots
 
 
-def _uniform(n: int, low: float, high: float) -> Tensor:
+def uniform(n: int, low: float, high: float) -> Tensor:
+    """[n, 1, 1, 1], a number for each image."""
     return torch.empty(n, 1, 1, 1).uniform_(low, high)
 
 
@@ -49,8 +50,8 @@ def positives(images: Tensor) -> Tensor:
         transformed(images, shift=0.05),
         transformed(images, scale=0.17),
         transformed(images, shift=0.02, scale=0.04),
-        images + _uniform(n, -0.09, 0.09),
-        (images - images.mean((1, 2, 3), keepdim=True)) * (1 + _uniform(n, -0.55, 0.55))
+        images + uniform(n, -0.09, 0.09),
+        (images - images.mean((1, 2, 3), keepdim=True)) * (1 + uniform(n, -0.55, 0.55))
         + images.mean((1, 2, 3), keepdim=True),
     ]
     chosen = torch.randint(len(choices), (n,))

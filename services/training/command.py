@@ -8,14 +8,13 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from services.inference.network import ARCHITECTURES
 from services.training.bundling import BundleMaker, Plan
 from services.training.networks import shape_of
 from services.training.response_making import ResponseMaker, ResponsePlan, Served
 from services.training.workshop import Workshop
 from shared.bundle import Bundle, with_files
 from shared.datasets import DEFAULT_FOLDER, DatasetError, Splits, load_source
-from shared.networks import bundle_network, image_shape
+from shared.networks import image_shape
 
 ENOUGH = 100
 """Images that calibration, holdout and test need each: crafted queries start from so many."""
@@ -49,7 +48,7 @@ def train_bundle(
         f"training {plan.architecture} on {len(splits.train):,} images of {shape} in {len(splits.classes)} classes, "
         f"with {where}"
     )
-    with _bars(console) as progress:
+    with bars(console) as progress:
         return BundleMaker(splits, plan, work, progress).make(output or BUNDLES / splits.name)
 
 
@@ -85,9 +84,8 @@ def add_responses(
             f"{dataset}: images of {shape_of(splits.train)} in classes {', '.join(splits.classes)}; the model of {to} "
             f"takes {image_shape(bundle)} and knows {', '.join(model.classes)}"
         )
-    empty = ARCHITECTURES[model.architecture](image_shape(bundle), len(model.classes))
-    served = Served(bundle_network(bundle, "victim", empty), model.architecture, (model.version,))
-    with _bars(console) as progress:
+    served = Served.of_bundle(bundle)
+    with bars(console) as progress:
         files = ResponseMaker(served, splits, plan, Workshop.of(splits, work, seed, progress)).make()
     return with_files(bundle, output or to, files)
 
@@ -99,7 +97,8 @@ def _read(dataset: str, data: Path, side: int | None, mirror: bool | None, conso
     return splits
 
 
-def _bars(console: Console) -> Progress:
+def bars(console: Console, quiet: bool = False) -> Progress:
+    """Bars of long work, with how much of it is done and how long the rest will take."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -107,7 +106,7 @@ def _bars(console: Console) -> Progress:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    return Progress(*columns, console=console)
+    return Progress(*columns, console=console, disable=quiet)
 
 
 def _require_enough(splits: Splits) -> None:

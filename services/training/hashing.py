@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from services.inference.image_hash import HashNetwork, learned_hashes
 from services.inference.perceptual_hash import HASH_BITS
-from services.training.augment import transformed
+from services.training.augment import transformed, uniform
 from services.training.malicious import Recipe as Crafting
 from services.training.malicious import craft, substitutes
 from services.training.networks import shape_of, train
@@ -33,21 +33,17 @@ UNRELATED_IMAGES = 4_000
 """Every two of them are a pair."""
 
 
-def _uniform(x: Tensor, low: float, high: float) -> Tensor:
-    return torch.empty(len(x), 1, 1, 1).uniform_(low, high)
-
-
 TRANSFORMATIONS: Sequence[Callable[[Tensor], Tensor]] = (
     lambda x: transformed(x, degrees=20),
     lambda x: transformed(x, shift=0.12),
     lambda x: transformed(x, shift=0.12),
     lambda x: transformed(x, scale=0.2),
     lambda x: transformed(x, degrees=10, shift=0.06, scale=0.1),
-    lambda x: x + _uniform(x, -0.3, 0.3),
-    lambda x: (x - 0.5) * _uniform(x, 0.5, 1.5) + 0.5,
-    lambda x: x * _uniform(x, 0.5, 1.4),
-    lambda x: x + torch.randn_like(x) * _uniform(x, 0.0, 0.15),
-    lambda x: x + torch.randn_like(x).sign() * _uniform(x, 0.0, 0.12),
+    lambda x: x + uniform(len(x), -0.3, 0.3),
+    lambda x: (x - 0.5) * uniform(len(x), 0.5, 1.5) + 0.5,
+    lambda x: x * uniform(len(x), 0.5, 1.4),
+    lambda x: x + torch.randn_like(x) * uniform(len(x), 0.0, 0.15),
+    lambda x: x + torch.randn_like(x).sign() * uniform(len(x), 0.0, 0.12),
     lambda x: functional.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False),
 )
 """Each for an equal share of the variants."""
@@ -133,8 +129,17 @@ def similar_bits_of(network: HashNetwork, images: Images, share: float = UNRELAT
         images: [n, ...], unrelated, none of which it learnt from.
         share: of all pairs.
     """
-    within = distances_between(learned_hashes(network, images[:UNRELATED_IMAGES]))
-    return max(int(np.searchsorted(within.cumsum(), share * within.sum(), side="right")) - 1, 0)
+    return most_bits(distances_between(learned_hashes(network, images[:UNRELATED_IMAGES])), share)
+
+
+def most_bits(pairs: NDArray[np.int64], share: float = UNRELATED) -> int:
+    """Most bits by which at most a share of pairs differ, or fewer; 0 where even equal hashes are too many.
+
+    Args:
+        pairs: [65], see `distances_between`.
+        share: of all pairs.
+    """
+    return max(int(np.searchsorted(pairs.cumsum(), share * pairs.sum(), side="right")) - 1, 0)
 
 
 def distances_between(hashes: NDArray[np.uint64]) -> NDArray[np.int64]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from services.inference.image_hash import IMAGE_HASH, HashNetwork, image_hash_tensors
-from services.inference.model import softmax
+from services.inference.model import served_network, softmax
 from services.inference.network import ARCHITECTURES, split_head
 from services.inference.response_networks import (
     MECO,
@@ -29,6 +29,7 @@ from services.training.networks import shape_of
 from services.training.prediction import logits_of
 from services.training.recipes import RECIPES
 from services.training.workshop import Workshop
+from shared.bundle import Bundle
 from shared.datasets import Splits
 from shared.networks import network_tensors
 
@@ -72,6 +73,16 @@ class Served:
     network: nn.Module
     architecture: str
     key: tuple[object, ...]
+
+    @classmethod
+    def of_bundle(cls, bundle: Bundle) -> Served:
+        """The bundle's.
+
+        Raises:
+            BundleError: see `served_network`.
+        """
+        model = bundle.manifest.model
+        return cls(served_network(bundle), model.architecture, (model.version,))
 
 
 class ResponseMaker:

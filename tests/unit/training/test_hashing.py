@@ -10,7 +10,7 @@ from rich.progress import Progress
 from services.inference.image_hash import HashNetwork, learned_hashes
 from services.inference.perceptual_hash import perceptual_hashes
 from services.training import hashing, malicious
-from services.training.hashing import contrast, cut, distances_between, similar_bits_of, train_hash, variants
+from services.training.hashing import contrast, cut, distances_between, most_bits, similar_bits_of, train_hash, variants
 from services.training.malicious import quantised, substitutes
 from shared.datasets import Dataset, load_splits
 from shared.networks import images, load_network, network_tensors
@@ -44,8 +44,7 @@ def test_it_knows_variants_better_than_phash_at_the_same_rate_of_unrelated_ones(
     seen = quantised(variants(images(test.images), torch.from_numpy(test.labels), copies))
 
     def recall(hashes: np.ndarray, of_variants: np.ndarray) -> float:
-        within = distances_between(hashes)
-        bits = int(np.searchsorted(within.cumsum(), 0.001 * within.sum(), side="right")) - 1
+        bits = most_bits(distances_between(hashes), 0.001)
         return float((np.bitwise_count(hashes ^ of_variants) <= bits).mean())
 
     learned = recall(learned_hashes(trained, test.images), learned_hashes(trained, seen))
