@@ -17,16 +17,17 @@ from services.decision.policy import Event, Sighting, decide
 from services.decision.record import Record
 from services.decision.rules import Policy
 from services.inference.image_hash import ImageHash
-from services.inference.model import Model, softmax
+from services.inference.model import Model, Outputs, softmax
 from services.inference.response_networks import ResponseNetworks
 from services.inference.responses.catalogue import Catalogue
-from services.inference.responses.interface import AnswerMode, Queries, truth
+from services.inference.responses.interface import AnswerMode, truth
+from services.inference.responses.looking import look
 from services.inference.responses.memory import PerturbedMemory, Promises
 from services.redteam.attack import Banned
 from services.redteam.substitute import Images, Probabilities
 from services.training.tracing import DETECTORS
 from shared.bundle import Bundle
-from shared.detection import Detector, input_digests
+from shared.detection import Detector
 from shared.events import Action, Override, Verdict
 from shared.responses import Response, response_text
 from shared.stage import signal_of
@@ -79,19 +80,16 @@ class _Responder:
             ResponseNetworks(bundle, model),
         )  # fmt: skip
 
-    def answer(
-        self, account: str, served: Served, response: str, inputs: Images, logits: NDArray[np.float32]
-    ) -> Probabilities:
+    def answer(self, account: str, served: Served, response: str, inputs: Images, outputs: Outputs) -> Probabilities:
         ids = [f"{account}-{served.queries + row}" for row in range(len(inputs))]
-        perceptual, exact = self._image_hash.hashes(inputs), input_digests(inputs)
-        queries = Queries(account, ids, inputs, logits, softmax(logits), perceptual, exact)
         policy = self._catalogue.of(response).policy
-        told = policy.answer(queries, policy.see(queries))
+        queries, seen = look(policy, self._image_hash, account, ids, inputs, outputs)
+        told = policy.answer(queries, seen)
         for row in told.spoiled:
             served.marks[served.queries + row] = told.answers[row]
             served.inputs[served.queries + row] = inputs[row]
-            served.logits[served.queries + row] = logits[row]
-            served.hashes[served.queries + row] = int(perceptual[row])
+            served.logits[served.queries + row] = outputs.logits[row]
+            served.hashes[served.queries + row] = int(queries.perceptual[row])
         served.perturbed += int(told.perturbed.sum())
         return told.answers
 
@@ -118,7 +116,7 @@ class RespondingVictim:
     def ask(self, account: str, inputs: Images) -> Probabilities:
         """Answers [n, classes] to n queries of an account."""
         served = self.served(account)
-        answers = self._responder.answer(account, served, self._response, inputs, self._model.logits(inputs))
+        answers = self._responder.answer(account, served, self._response, inputs, self._model.outputs(inputs))
         served.queries += len(inputs)
         return answers
 
@@ -168,11 +166,11 @@ class DefendedVictim:
         held = self._account(account)
         if held.verdict is not None and held.verdict.action is Action.BAN:
             raise Banned
-        logits = self._model.logits(inputs)
-        answers = self._answer(held, inputs, logits)
+        outputs = self._model.outputs(inputs)
+        answers = self._answer(held, inputs, outputs)
         held.served.queries += len(inputs)
         held.inputs += list(inputs)
-        held.logits += list(logits)
+        held.logits += list(outputs.logits)
         while len(held.inputs) >= self._lag:
             self._judge(held)
         return answers
@@ -188,10 +186,10 @@ class DefendedVictim:
             self._accounts[name] = _Account(name, record, [detector.initial() for detector in self._detectors])
         return self._accounts[name]
 
-    def _answer(self, held: _Account, inputs: Images, logits: NDArray[np.float32]) -> Probabilities:
+    def _answer(self, held: _Account, inputs: Images, outputs: Outputs) -> Probabilities:
         if held.verdict is None or held.verdict.action is not Action.PERTURB:
-            return truth(softmax(logits), self._mode)
-        return self._responder.answer(held.name, held.served, held.verdict.response, inputs, logits)
+            return truth(softmax(outputs.logits), self._mode)
+        return self._responder.answer(held.name, held.served, held.verdict.response, inputs, outputs)
 
     def _judge(self, held: _Account) -> None:
         """What the detectors and the decision make of the account's next `lag` queries."""

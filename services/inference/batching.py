@@ -15,11 +15,12 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
+from services.inference.model import Outputs
 from services.inference.refusal import RETRY_SECONDS, RefusedError, server_is_busy
 from shared.metrics import MODEL_BATCH_ROWS
 
-Forward = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-_Waiting = tuple[NDArray[np.uint8], "asyncio.Future[NDArray[np.float32]]"]
+Forward = Callable[[NDArray[np.uint8]], Outputs]
+_Waiting = tuple[NDArray[np.uint8], "asyncio.Future[Outputs]"]
 
 ACCOUNT_SHARE = 4
 """Of what may wait, one account may fill a quarter."""
@@ -39,7 +40,7 @@ class Batcher:
     def __init__(self, forward: Forward, most_rows: int, most_waiting: int) -> None:
         """
         Args:
-            forward: from [n, ...] uint8 to [n, k] float32.
+            forward: from [n, ...] uint8 to n rows of outputs.
             most_rows: rows of one pass, unless a single request holds more.
             most_waiting: rows that may wait for a pass. A single request may always wait, however large: alone, and
                 as its account's only one.
@@ -52,20 +53,20 @@ class Batcher:
         self._rows = 0
         self._running: asyncio.Task[None] | None = None
 
-    async def infer(self, inputs: NDArray[np.uint8], account: str) -> NDArray[np.float32]:
-        """[n, k] results for the [n, ...] rows of one request of an account.
+    async def infer(self, inputs: NDArray[np.uint8], account: str) -> Outputs:
+        """What the model makes of the [n, ...] rows of one request of an account.
 
         Raises:
             RefusedError: too many rows wait, of the account or in all.
             Exception: whatever the function raised for the pass that the rows were in.
         """
-        future: asyncio.Future[NDArray[np.float32]] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Outputs] = asyncio.get_running_loop().create_future()
         self._enqueue(account, inputs, future)
         if self._running is None:
             self._running = asyncio.create_task(self._run())
         return await future
 
-    def _enqueue(self, account: str, inputs: NDArray[np.uint8], future: asyncio.Future[NDArray[np.float32]]) -> None:
+    def _enqueue(self, account: str, inputs: NDArray[np.uint8], future: asyncio.Future[Outputs]) -> None:
         queue = self._queues.get(account)
         if queue is not None and queue.rows + len(inputs) > self._most_waiting // ACCOUNT_SHARE:
             raise RefusedError(
@@ -130,7 +131,7 @@ class Batcher:
         return request
 
 
-def _settle(batch: list[_Waiting], outcome: NDArray[np.float32] | Exception) -> None:
+def _settle(batch: list[_Waiting], outcome: Outputs | Exception) -> None:
     start = 0
     for inputs, future in batch:
         end = start + len(inputs)

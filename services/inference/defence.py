@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from collections.abc import Sequence
-from functools import partial
-from typing import Any
 
 import grpc
 import numpy as np
 from numpy.typing import NDArray
 
 from services.inference.image_hash import ImageHash
+from services.inference.model import Outputs, softmax
 from services.inference.publisher import AcceptedQueries, Publisher
 from services.inference.refusal import RefusedError, server_is_busy
 from services.inference.responses.catalogue import Catalogue
-from services.inference.responses.interface import AnswerMode, Queries, ResponsePolicy, Told, truth
+from services.inference.responses.interface import AnswerMode, Queries, Told, truth
+from services.inference.responses.looking import looked
 from services.inference.topic_reader import Entry
 from services.inference.verdicts import VerdictTable
 from shared.bundle import ModelSection
 from shared.clock import Clock
 from shared.codec import CodecError, decode_perturbed, decode_response_note, decode_verdict
-from shared.detection import input_digests
 from shared.events import Action, PerturbedAnswer, ResponseNote, Verdict
 from shared.log import get_logger
 from shared.metrics import (
@@ -89,8 +87,7 @@ class Defence:
         request_id: str,
         verdict: Verdict | None,
         inputs: NDArray[np.uint8],
-        logits: NDArray[np.float32],
-        probabilities: NDArray[np.float32],
+        outputs: Outputs,
     ) -> NDArray[np.float32]:
         """What n queries of an account are answered, published: [n, classes].
 
@@ -102,8 +99,7 @@ class Defence:
         action = verdict.action if verdict else Action.ALLOW
         if verdict is not None and action is Action.PERTURB:
             response = self._responses.of(verdict.response)
-            look = partial(self._look, response.policy, account, query_ids, inputs, logits, probabilities)
-            queries, seen = await asyncio.to_thread(look)
+            queries, seen = await looked(response.policy, self._image_hash, account, query_ids, inputs, outputs)
             # From here on nothing waits: the account's state, its answers and their record change together.
             self._require_room(len(inputs))
             told = response.policy.answer(queries, seen)
@@ -114,7 +110,7 @@ class Defence:
         else:
             self._require_room(len(inputs))
             now = self._clock.now()
-            told = Told(truth(probabilities, self._mode), np.zeros(len(inputs), dtype=np.bool_))
+            told = Told(truth(softmax(outputs.logits), self._mode), np.zeros(len(inputs), dtype=np.bool_))
             spoiled, note = (), None
         self._publisher.offer(
             AcceptedQueries(
@@ -123,7 +119,7 @@ class Defence:
                 query_ids=query_ids,
                 accepted_at=now,
                 inputs=inputs,
-                logits=logits,
+                logits=outputs.logits,
                 answers=told.answers,
                 action=action,
                 perturbed=told.perturbed,
@@ -178,20 +174,6 @@ class Defence:
             return spoiled.perceptual_hash
         # Of the same model, and of an earlier bundle of it.
         return int(self._image_hash.hashes(spoiled.input[None])[0])
-
-    def _look(
-        self,
-        policy: ResponsePolicy,
-        account: str,
-        query_ids: Sequence[str],
-        inputs: NDArray[np.uint8],
-        logits: NDArray[np.float32],
-        probabilities: NDArray[np.float32],
-    ) -> tuple[Queries, Any]:
-        """The part of a response that may take its time; any thread may do it."""
-        perceptual, exact = self._image_hash.hashes(inputs), input_digests(inputs)
-        queries = Queries(account, query_ids, inputs, logits, probabilities, perceptual, exact)
-        return queries, policy.see(queries)
 
     def _spoiled(self, response: str, queries: Queries, told: Told, row: int, now: int) -> PerturbedAnswer:
         return PerturbedAnswer(

@@ -8,7 +8,7 @@ bits that are compared by how many differ, and so takes its place wherever recor
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from services.inference.matrices import forward_of
 from services.inference.perceptual_hash import HASH_BITS, perceptual_hashes
 from shared.bundle import Bundle, BundleError
-from shared.networks import ImageShape, bundle_network, flattened, image_shape, images, network_tensors
+from shared.networks import ImageShape, bundle_network, flattened, image_shape, network_tensors
 from shared.responses import PHASH, SIMILAR_BITS
 
 IMAGE_HASH = "response-image-hash"
@@ -128,83 +129,8 @@ def _scaled(linear: nn.Linear, normalisation: nn.BatchNorm1d) -> nn.Linear:
     return scaled
 
 
-@dataclass(frozen=True, slots=True)
-class _Convolution:
-    """A convolution and its rectifier, as one product of matrices: for one small image torch takes four times as long.
-
-    Attributes:
-        weight: [kernel * kernel * channels, filters].
-        bias: [filters].
-        kernel: its side.
-        stride: in both directions.
-        padding: on every side.
-    """
-
-    weight: NDArray[np.float32]
-    bias: NDArray[np.float32]
-    kernel: int
-    stride: int
-    padding: int
-
-    @classmethod
-    def of(cls, layer: nn.Conv2d) -> _Convolution:
-        weight = layer.weight.permute(2, 3, 1, 0).reshape(-1, layer.out_channels).contiguous().cpu().numpy()
-        assert layer.bias is not None
-        padding = layer.padding[0]
-        assert isinstance(padding, int)
-        return cls(weight, layer.bias.cpu().numpy(), layer.kernel_size[0], layer.stride[0], padding)
-
-    def __call__(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        """From [n, height, width, channels] to the same of fewer pixels."""
-        n, height, width, channels = x.shape
-        kernel, stride, around = self.kernel, self.stride, self.padding
-        padded = np.zeros((n, height + 2 * around, width + 2 * around, channels), dtype=np.float32)
-        padded[:, around : around + height, around : around + width] = x
-        tall, wide = ((side + 2 * around - kernel) // stride + 1 for side in (height, width))
-        image, row, pixel, value = padded.strides
-        windows = np.lib.stride_tricks.as_strided(
-            padded,
-            (n, tall, wide, kernel, kernel, channels),
-            (image, stride * row, stride * pixel, row, pixel, value),
-            writeable=False,
-        )
-        result: NDArray[np.float32] = windows.reshape(n * tall * wide, -1) @ self.weight
-        result += self.bias
-        np.maximum(result, 0.0, out=result)
-        return result.reshape(n, tall, wide, -1)
-
-
-def _in_matrices(network: nn.Sequential) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]] | None:
-    """The fused network without torch; None where it has other layers, since its images are large."""
-    *before, flat, linear = network
-    convolutions = [layer for layer in before if isinstance(layer, nn.Conv2d)]
-    if not (isinstance(flat, nn.Flatten) and isinstance(linear, nn.Linear) and len(before) == 2 * len(convolutions)):
-        return None
-    layers = [_Convolution.of(layer) for layer in convolutions]
-    # Pixels come as whole numbers.
-    layers[0] = replace(layers[0], weight=layers[0].weight / np.float32(255.0))
-    filters, bits = layers[-1].weight.shape[1], linear.out_features
-    # Torch flattens filter by filter, and here pixels come first.
-    by_filter = linear.weight.reshape(bits, filters, -1).permute(2, 1, 0)
-    weight, bias = by_filter.reshape(-1, bits).contiguous().cpu().numpy(), linear.bias.cpu().numpy()
-
-    def forward(inputs: NDArray[np.uint8]) -> NDArray[np.float32]:
-        x = np.ascontiguousarray(inputs.transpose(0, 2, 3, 1), dtype=np.float32)
-        for layer in layers:
-            x = layer(x)
-        result: NDArray[np.float32] = x.reshape(len(inputs), -1) @ weight + bias
-        return result
-
-    return forward
-
-
 def _hashes_of(network: nn.Sequential) -> Callable[[NDArray[np.uint8]], Hashes]:
-    def by_torch(inputs: NDArray[np.uint8]) -> NDArray[np.float32]:
-        with torch.inference_mode():
-            bits: NDArray[np.float32] = network(images(inputs)).cpu().numpy()
-        return bits
-
-    forward = _in_matrices(network) or by_torch
+    forward = forward_of(network)
 
     def hashes(inputs: NDArray[np.uint8]) -> Hashes:
         found = np.empty(len(inputs), dtype=np.uint64)

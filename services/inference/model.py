@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -31,6 +33,25 @@ def served_network(bundle: Bundle) -> nn.Module:
     return bundle_network(bundle, TENSORS, build(image_shape(bundle), len(section.classes)))
 
 
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """What the served model makes of n views.
+
+    Attributes:
+        features: [n, d], what its last layer sees.
+        logits: [n, classes].
+    """
+
+    features: NDArray[np.float32]
+    logits: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.logits)
+
+    def __getitem__(self, rows: slice) -> Outputs:
+        return Outputs(self.features[rows], self.logits[rows])
+
+
 class Model:
     """The bundle's classifier, asked about views."""
 
@@ -40,19 +61,24 @@ class Model:
             BundleError: see `served_network`.
         """
         section = bundle.manifest.model
-        self._network = served_network(bundle)
+        self._body, self._head = split_head(served_network(bundle))
         self._input_shape = section.input_shape
         self.logits(np.zeros((1, *section.input_shape), dtype=np.uint8))
 
-    def logits(self, inputs: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """[n, classes] logits of [n, ...] uint8 views, in one forward pass."""
+    def outputs(self, inputs: NDArray[np.uint8]) -> Outputs:
+        """Of [n, ...] uint8 views, in one forward pass."""
         with torch.inference_mode():
-            logits: NDArray[np.float32] = self._network(images(inputs)).float().cpu().numpy()
-        return logits
+            features = self._body(images(inputs))
+            return Outputs(features.float().cpu().numpy(), self._head(features).float().cpu().numpy())
 
-    def split(self) -> tuple[nn.Module, nn.Linear]:
-        """Features [n, d] of images, and the layer from them to logits."""
-        return split_head(self._network)
+    def logits(self, inputs: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """[n, classes] of [n, ...] uint8 views."""
+        return self.outputs(inputs).logits
+
+    @property
+    def head(self) -> nn.Linear:
+        """From features to logits."""
+        return self._head
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:

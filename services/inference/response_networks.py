@@ -5,6 +5,7 @@ A bundle keeps each in a file of its own, `response-<policy>`; a served model ne
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from services.inference.model import Model
+from services.inference.matrices import forward_of, matrices
+from services.inference.model import Model, softmax
 from services.inference.network import ARCHITECTURES
 from services.inference.responses.queen import Atlas, QueenNetworks
 from shared.bundle import Bundle, BundleError
@@ -142,9 +144,14 @@ class ShadowModels(nn.Module):
         logits: Tensor = self.layers(images)
         return logits.reshape(len(images), self.shadows, self.classes)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Mean probabilities [n, classes] of all shadows on the same images [n, channels, height, width]."""
-        return self.each(images.repeat(1, self.shadows, 1, 1)).softmax(dim=2).mean(dim=1)
+    def together(self) -> nn.Sequential:
+        """From images [n, channels, height, width], the same for all shadows, to logits [n, shadows * classes]."""
+        first, *others = self.layers
+        assert isinstance(first, nn.Conv2d)
+        # A group's weights see one image's channels, whichever copy of it they are given.
+        shared = copy.deepcopy(first)
+        shared.groups, shared.in_channels = 1, first.in_channels // self.shadows
+        return nn.Sequential(shared, *others, nn.Flatten())
 
 
 # ---- from a bundle ----
@@ -210,7 +217,6 @@ class ResponseNetworks:
             BundleError: the bundle has no such networks, or some of another form.
         """
         tensors = self._bundle.tensors(QUEEN)
-        body, head = self._model.split()
         try:
             atlas = Atlas(tensors["centres"], tensors["distances"], tensors["features"])
             shadow_models = len(tensors[f"{_SHADOWS}layers.0.weight"]) // SHADOW_FILTERS[0]
@@ -218,18 +224,15 @@ class ResponseNetworks:
             raise BundleError(f"{self._bundle.folder / QUEEN}.safetensors: has no {error}") from error
         plane = bundle_network(self._bundle, QUEEN, SensitivityMap(atlas.features.shape[1]), _MAP)
         shadows = bundle_network(self._bundle, QUEEN, ShadowModels(self._shape, self._classes, shadow_models), _SHADOWS)
+        shadow_logits = forward_of(shadows.together())
 
-        def of_features(network: nn.Module, features: Answers) -> Tensor:
-            result: Tensor = network(torch.from_numpy(features).to(device()))
-            return result
+        def shadows_of(inputs: Views) -> Answers:
+            every = softmax(shadow_logits(inputs).reshape(-1, self._classes))
+            mean: Answers = every.reshape(len(inputs), -1, self._classes).mean(axis=1)
+            return mean
 
-        return QueenNetworks(
-            atlas,
-            lambda features: _ask(lambda: of_features(plane, features)),
-            lambda inputs: _ask(lambda: body(images(inputs))),
-            lambda features: _ask(lambda: of_features(head, features).softmax(1)),
-            lambda inputs: _ask(lambda: shadows(images(inputs))),
-        )
+        logits = matrices(self._model.head)(atlas.features)
+        return QueenNetworks(atlas, logits, matrices(plane.layers), shadows_of)
 
     def _untrained(self) -> nn.Module:
         return ARCHITECTURES[self._bundle.manifest.model.architecture](self._shape, self._classes)

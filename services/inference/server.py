@@ -96,7 +96,7 @@ class InferenceServer:
         section = bundle.manifest.model
         interface = Interface(section, settings.answer_mode, _most_rows(settings, section), settings.max_request_bytes)
         served = Model(bundle)
-        self._batcher = Batcher(served.logits, settings.max_batch_rows, settings.max_waiting_rows)
+        self._batcher = Batcher(served.outputs, settings.max_batch_rows, settings.max_waiting_rows)
         authenticator = Authenticator(settings.keys, self._clock)
         self._streams = _streams(settings, bundle, served, self._clock) if settings.defence else None
         self._stopping = False

@@ -107,12 +107,11 @@ class InferenceServicer(pb_grpc.GRPCInferenceServiceServicer):
         if not self._ready():
             raise RefusedError(grpc.StatusCode.UNAVAILABLE, "the server is not ready, try again later", retry_after=1.0)
         verdict = self._defence.admit(account, len(query.inputs)) if self._defence else None
-        logits = await self._batcher.infer(query.inputs, account)
-        probabilities = softmax(logits)
+        outputs = await self._batcher.infer(query.inputs, account)
         if self._defence:
-            answers = await self._defence.answer(account, request.id, verdict, query.inputs, logits, probabilities)
+            answers = await self._defence.answer(account, request.id, verdict, query.inputs, outputs)
         else:
-            answers = truth(probabilities, self._interface.mode)
+            answers = truth(softmax(outputs.logits), self._interface.mode)
         return self._interface.encode(request, query, answers)
 
     async def _answer(self, context: Any, call: Callable[[], Response]) -> Response:

@@ -35,12 +35,12 @@ from services.inference.response_networks import (
     queen_tensors,
 )
 from services.inference.responses.catalogue import Catalogue
-from services.inference.responses.interface import AnswerMode, Queries, ResponsePolicy, Told, truth
+from services.inference.responses.interface import AnswerMode, ResponsePolicy, Told, truth
+from services.inference.responses.looking import looked
 from services.inference.responses.memory import PerturbedMemory, Promises
 from services.inference.responses.queen import Atlas
 from services.training.responses import SHADOWS
 from shared.bundle import Bundle, with_files
-from shared.detection import input_digests
 from shared.networks import image_shape, network_tensors
 from shared.responses import Response, response_text
 from tests.bench.measure import Plan, photographs, spread, trained_bundle
@@ -60,7 +60,7 @@ def measure(plan: Plan) -> dict[str, Any]:
     for kind in KINDS:
         response = kind()
         plan.report(response.policy)
-        found: dict[str, list[float]] = {name: [] for name in ("hash", "see", "answer", "together")}
+        found: dict[str, list[float]] = {name: [] for name in ("look", "answer", "together")}
         for repeat in range(repeats):
             policy = _catalogue(bundle, model, image_hash, plan.seed).of(response_text(response)).policy
             own = images[repeat * queries : (repeat + 1) * queries]
@@ -89,7 +89,7 @@ def _with_networks(bundle: Bundle, folder: Path) -> Bundle:
     classes = len(model.classes)
     torch.manual_seed(0)
     served = Model(bundle)
-    features = served.split()[1].in_features
+    features = served.head.in_features
 
     def untrained() -> torch.nn.Module:
         return ARCHITECTURES[model.architecture](shape, classes)
@@ -127,31 +127,18 @@ def _of_policy(
     policy: ResponsePolicy, model: Model, image_hash: ImageHash, images: NDArray[np.uint8]
 ) -> dict[str, float]:
     """Medians over the queries, in milliseconds."""
-    taken: dict[str, list[float]] = {"hash": [], "see": [], "answer": [], "together": []}
-    logits = model.logits(images)
-    probabilities = softmax(logits)
-
-    def look(row: slice, name: str) -> tuple[Queries, Any, float, float]:
-        start = time.perf_counter()
-        perceptual, exact = image_hash.hashes(images[row]), input_digests(images[row])
-        hashed = time.perf_counter()
-        queries = Queries("mallory", [name], images[row], logits[row], probabilities[row], perceptual, exact)
-        return queries, policy.see(queries), hashed - start, time.perf_counter() - hashed
+    taken: dict[str, list[float]] = {"look": [], "answer": [], "together": []}
+    outputs = model.outputs(images)
 
     async def all_of_them() -> None:
         for number in range(len(images)):
+            row = slice(number, number + 1)
             start = time.perf_counter()
-            # As inference does it: another thread looks, the event loop answers.
-            queries, seen, hashing, seeing = await asyncio.to_thread(look, slice(number, number + 1), f"query-{number}")
-            looked = time.perf_counter()
+            queries, seen = await looked(policy, image_hash, "mallory", [f"query-{number}"], images[row], outputs[row])
+            seen_at = time.perf_counter()
             policy.answer(queries, seen)
             end = time.perf_counter()
-            for name, value in (
-                ("hash", hashing),
-                ("see", seeing),
-                ("answer", end - looked),
-                ("together", end - start),
-            ):
+            for name, value in (("look", seen_at - start), ("answer", end - seen_at), ("together", end - start)):
                 taken[name].append(value)
 
     asyncio.run(all_of_them())

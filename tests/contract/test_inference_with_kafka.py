@@ -14,13 +14,14 @@ import pytest
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
 from deploy.kafka.broker import Broker, LocalBroker
-from services.inference.model import softmax
+from services.inference.image_hash import ImageHash
+from services.inference.model import Outputs
 from services.inference.perceptual_hash import perceptual_hashes
 from services.inference.responses.amao import Amao
-from services.inference.responses.interface import AnswerMode, Queries
+from services.inference.responses.interface import AnswerMode
+from services.inference.responses.looking import look
 from services.inference.responses.memory import PerturbedMemory, Promises
 from shared.codec import decode_perturbed, decode_queries, encode_verdict
-from shared.detection import input_digests
 from shared.events import Action, PerturbedAnswer, QueryBatch, Verdict
 from shared.pb.open_inference import open_inference_grpc_pb2 as pb
 from shared.responses import AmaoResponse, response_text
@@ -248,9 +249,9 @@ def test_a_group_goes_on_where_a_killed_process_left_it(
     batches = deployment.queries()
     logits = np.concatenate([batch.logits for batch in batches])
     ids = [query_id for batch in batches for query_id in batch.query_ids]
-    perceptual, exact = perceptual_hashes(asked), input_digests(asked)
-    queries = Queries("mallory", ids, asked, logits, softmax(logits), perceptual, exact)
-    expected = undisturbed.answer(queries, undisturbed.see(queries))
+    outputs = Outputs(np.zeros((len(asked), 1), dtype=np.float32), logits)  # amao looks at no features
+    phash = ImageHash("phash", perceptual_hashes, 0)
+    expected = undisturbed.answer(*look(undisturbed, phash, "mallory", ids, asked, outputs))
     np.testing.assert_allclose(np.concatenate(told), expected.answers, atol=1e-6)
     assert len(deployment.perturbed()) == len(expected.spoiled) == 7
 

@@ -53,6 +53,7 @@ class Amao:
     """
 
     name = "amao"
+    light = True
 
     def __init__(
         self,

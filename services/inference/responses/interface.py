@@ -34,6 +34,8 @@ class Queries:
     ids: Sequence[str]
     inputs: NDArray[np.uint8]
     """[n, channels, height, width]"""
+    features: NDArray[np.float32]
+    """[n, d], what the model's last layer sees."""
     logits: NDArray[np.float32]
     """[n, classes]"""
     probabilities: NDArray[np.float32]
@@ -65,6 +67,8 @@ class ResponsePolicy(Protocol):
     """One way to answer accounts under PERTURB."""
 
     name: str
+    light: bool
+    """Whether `see` takes a few hundred microseconds at most for one small image."""
 
     def see(self, queries: Queries) -> Any:
         """What `answer` needs to know of the queries beyond the queries; any thread may ask."""

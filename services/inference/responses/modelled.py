@@ -20,6 +20,7 @@ class Meco(Stateless):
     """
 
     name = "meco"
+    light = False
 
     def __init__(
         self,
@@ -58,6 +59,7 @@ class AdaptiveMisinformation(Stateless):
     """
 
     name = "adaptive-misinformation"
+    light = False
 
     def __init__(
         self, mode: AnswerMode, misleading: Callable[[NDArray[np.uint8]], NDArray[np.float32]], tau: float, nu: float

@@ -19,13 +19,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from services.inference.model import softmax
 from services.inference.responses.interface import AccountStates, AnswerMode, Queries, Told, truth
 from services.inference.responses.memory import Promises
 from shared.responses import QueenResponse
 
-STEPS = 20
-STEP = 0.05
-"""Of the way to the farthest class's features, and its length: the authors'."""
+SHARES = np.linspace(0.0, 1.0, 21, dtype=np.float32)[:, None, None]
+"""[21, 1, 1] of the way to the farthest class's features: the authors' 20 steps."""
 _HEAD = struct.Struct("<BII")
 _NOTE_VERSION = 1
 MOST_POINTS = 4_096
@@ -46,6 +46,13 @@ class Atlas:
     distances: NDArray[np.float32]
     features: NDArray[np.float32]
 
+    @property
+    def farthest(self) -> NDArray[np.int64]:
+        """[classes], the class whose features are farthest from each one's."""
+        gaps = np.linalg.norm(self.features[:, None] - self.features[None], axis=2)
+        farthest: NDArray[np.int64] = gaps.argmax(axis=1)
+        return farthest
+
 
 @dataclass(frozen=True, slots=True)
 class QueenNetworks:
@@ -53,16 +60,14 @@ class QueenNetworks:
 
     Attributes:
         atlas: of the classes.
+        logits: [classes, classes], the served model's of the atlas's features.
         points_of: from features [n, d] to points [n, 2].
-        features_of: from views to the served model's features [n, d].
-        probabilities_of: from features to the served model's probabilities [n, classes].
         shadows_of: from views to the shadow models' mean probabilities [n, classes].
     """
 
     atlas: Atlas
+    logits: NDArray[np.float32]
     points_of: Callable[[NDArray[np.float32]], NDArray[np.float32]]
-    features_of: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-    probabilities_of: Callable[[NDArray[np.float32]], NDArray[np.float32]]
     shadows_of: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 
@@ -104,6 +109,7 @@ class Queen:
     """Query unlearning, per account."""
 
     name = "queen"
+    light = True
 
     def __init__(self, mode: AnswerMode, networks: QueenNetworks, promises: Promises, response: QueenResponse) -> None:
         """
@@ -118,16 +124,14 @@ class Queen:
         self._atlas = atlas = networks.atlas
         classes = len(atlas.centres)
         self._accounts = AccountStates(lambda: Covered(np.zeros(classes)))
-        gaps = np.linalg.norm(atlas.features[:, None] - atlas.features[None], axis=2)
-        self._farthest = gaps.argmax(axis=1)
-        """[classes], the class whose features are farthest from each one's."""
+        self._far_logits = networks.logits[atlas.farthest]
+        """[classes, classes], those of the class that is farthest from each one."""
 
     def see(self, queries: Queries) -> Seen:
         """See `ResponsePolicy.see`."""
-        features = self._networks.features_of(queries.inputs)
         return Seen(
-            self._networks.points_of(features),
-            self._bend(features, queries.probabilities),
+            self._networks.points_of(queries.features),
+            self._bend(queries.logits, queries.probabilities),
             self._networks.shadows_of(queries.inputs),
         )
 
@@ -184,19 +188,17 @@ class Queen:
             covered.count += 1
         return True
 
-    def _bend(self, features: NDArray[np.float32], honest: NDArray[np.float32]) -> NDArray[np.float32]:
-        """[n, classes]: features moved toward those of the farthest class for as long as the label stays."""
+    def _bend(self, logits: NDArray[np.float32], honest: NDArray[np.float32]) -> NDArray[np.float32]:
+        """[n, classes]: answers to features moved toward those of the farthest class for as long as the label stays.
+
+        The layer after the features is linear, so what it says on the way is between what it says at both ends.
+        """
         labels = honest.argmax(axis=1)
-        target = self._atlas.features[self._farthest[labels]]
-        shares = (STEP * np.arange(STEPS + 1, dtype=np.float32))[:, None, None]
-        way = features + shares * (target - features)
-        told = self._networks.probabilities_of(way.reshape(-1, features.shape[1])).reshape(STEPS + 1, *honest.shape)
-        keeps = np.logical_and.accumulate(told.argmax(axis=2) == labels, axis=0)
-        last = np.maximum(keeps.sum(axis=0) - 1, 0)
-        bent: NDArray[np.float32] = told[last, np.arange(len(honest))]
-        # Features through other kernels than the served pass may round across a border of classes.
-        bent[~keeps[0]] = honest[~keeps[0]]
-        return bent
+        way = logits + SHARES * (self._far_logits[labels] - logits)
+        keeps = np.logical_and.accumulate(way.argmax(axis=2) == labels, axis=0)
+        # Share 0 keeps the label, but of two classes that are equally likely to the last bit.
+        last = way[np.maximum(keeps.sum(axis=0) - 1, 0), np.arange(len(logits))]
+        return np.where(keeps[0][:, None], softmax(last), honest)
 
 
 def unlearning(honest: NDArray[np.float32], shadow: NDArray[np.float32]) -> NDArray[np.float32]:

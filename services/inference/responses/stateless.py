@@ -30,6 +30,7 @@ class Stateless(ABC):
     """A response without memory: the same query gets the same answer, from every replica and for every account."""
 
     name: str
+    light = True
 
     def __init__(self, mode: AnswerMode) -> None:
         """
@@ -166,6 +167,7 @@ class PredictionPoisoning(Stateless):
     """
 
     name = "prediction-poisoning"
+    light = False
 
     def __init__(self, mode: AnswerMode, epsilon: float, classes: int) -> None:
         """

@@ -31,7 +31,7 @@ RESULTS: dict[str, Any] = {
     "worker": SURROUNDINGS | {"workers": {"tmsp": {"records_a_second": MANY, "queries_a_second": MANY}}},
     "responses": SURROUNDINGS
     | {
-        "responses": {"amao": dict.fromkeys(("hash", "see", "answer", "together"), MANY)},
+        "responses": {"amao": dict.fromkeys(("look", "answer", "together"), MANY)},
         "allowed": MANY,
         "hashes": {"pHash, one picture": MANY},
     },

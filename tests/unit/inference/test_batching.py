@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from services.inference.batching import Batcher, Forward
+from services.inference.model import Outputs
 from services.inference.refusal import RefusedError
 
 
@@ -22,10 +23,10 @@ class Gate:
         self.sizes: list[int] = []
         self.opened = threading.Event()
 
-    def __call__(self, inputs: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def __call__(self, inputs: NDArray[np.uint8]) -> Outputs:
         self.sizes.append(len(inputs))
         assert self.opened.wait(10)
-        return inputs.astype(np.float32) * 2
+        return Outputs(inputs.astype(np.float32), inputs.astype(np.float32) * 2)
 
 
 def rows(*values: int) -> NDArray[np.uint8]:
@@ -56,7 +57,7 @@ async def test_an_idle_model_takes_a_request_at_once_and_later_ones_share_the_ne
     gate.opened.set()
     results = [await task for task in (first, *others)]
     assert gate.sizes == [1, 6]
-    assert [result[:, 0].tolist() for result in results] == [[2], [4, 6], [8, 10], [12, 14]]
+    assert [result.logits[:, 0].tolist() for result in results] == [[2], [4, 6], [8, 10], [12, 14]]
     await batcher.close()
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
-from services.inference.model import Model, softmax
+from services.inference.image_hash import ImageHash
+from services.inference.model import Model
 from services.inference.network import ARCHITECTURES, split_head
+from services.inference.perceptual_hash import perceptual_hashes
 from services.inference.response_networks import (
     MECO,
     MISLEADING,
@@ -24,17 +26,18 @@ from services.inference.response_networks import (
     queen_tensors,
 )
 from services.inference.responses.catalogue import Catalogue
-from services.inference.responses.interface import AnswerMode, Queries
+from services.inference.responses.interface import AnswerMode
+from services.inference.responses.looking import look
 from services.inference.responses.memory import PerturbedMemory, Promises
 from services.inference.responses.queen import Atlas
 from shared.bundle import BundleError, write_bundle
-from shared.detection import input_digests
-from shared.networks import images, network_tensors
+from shared.networks import images, load_network, network_tensors
 from shared.responses import AdaptiveMisinformationResponse, MecoResponse, QueenResponse, Response, response_text
 from tests.support.bundles import untrained_files, untrained_manifest
 
 SHAPE, CLASSES = (1, 28, 28), 10
 PICTURES = np.random.default_rng(1).integers(0, 256, (5, *SHAPE), dtype=np.uint8)
+Module = TypeVar("Module", bound=torch.nn.Module)
 Files = dict[str, Mapping[str, NDArray[Any]]]
 
 
@@ -68,22 +71,29 @@ def test_responses_that_ask_networks_answer(tmp_path: Path, files: Files, respon
     catalogue = Catalogue(AnswerMode.PROBABILITIES, CLASSES, b"key", PerturbedMemory(10, 0), Promises(10, 10), found)
     policy = catalogue.of(response_text(response)).policy
     assert policy.name == response.policy
-    logits = model.logits(PICTURES)
-    hashes = np.arange(5, dtype=np.uint64)
-    queries = Queries("a", list("abcde"), PICTURES, logits, softmax(logits), hashes, input_digests(PICTURES))
-    told = policy.answer(queries, policy.see(queries))
+    image_hash = ImageHash("phash", perceptual_hashes, 8)
+    told = policy.answer(*look(policy, image_hash, "a", list("abcde"), PICTURES, model.outputs(PICTURES)))
     np.testing.assert_allclose(told.answers.sum(axis=1), 1.0, atol=1e-4)
     assert told.perturbed.any()
 
 
-def test_queens_networks_are_the_models_own_features_and_head(tmp_path: Path, files: Files) -> None:
+def test_queens_networks_say_what_torch_says_of_them(tmp_path: Path, files: Files) -> None:
     found, model = networks(tmp_path, files)
-    queen = found.queen()
-    features = queen.features_of(PICTURES)
-    assert features.shape == (5, 128)
-    np.testing.assert_allclose(queen.probabilities_of(features), softmax(model.logits(PICTURES)), atol=1e-5)
-    assert queen.points_of(features).shape == (5, 2)
-    np.testing.assert_allclose(queen.shadows_of(PICTURES).sum(axis=1), 1.0, atol=1e-5)
+    queen, outputs = found.queen(), model.outputs(PICTURES)
+    assert outputs.features.shape == (5, 128)
+
+    def kept(empty: Module, under: str) -> Module:
+        tensors = {name.removeprefix(under): array for name, array in files[QUEEN].items() if name.startswith(under)}
+        return load_network(empty, tensors)
+
+    plane, shadows = kept(SensitivityMap(128), "map/"), kept(ShadowModels(SHAPE, CLASSES, 3), "shadows/")
+    with torch.inference_mode():
+        logits = model.head(torch.from_numpy(queen.atlas.features)).numpy()
+        points = plane(torch.from_numpy(outputs.features)).numpy()
+        told = shadows.each(images(PICTURES).repeat(1, 3, 1, 1)).softmax(2).mean(1).numpy()
+    np.testing.assert_allclose(queen.logits, logits, atol=1e-4)
+    np.testing.assert_allclose(queen.points_of(outputs.features), points, atol=1e-5)
+    np.testing.assert_allclose(queen.shadows_of(PICTURES), told, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -36,6 +36,7 @@ def asked(gaps: list[float], start: int = 0, account: str = "thief", ids_start: 
         account=account,
         ids=[f"{account}-{number}" for number in range(first, first + len(gaps))],
         inputs=np.zeros((len(gaps), 1, 4, 4), dtype=np.uint8),
+        features=np.zeros((len(gaps), 1), dtype=np.float32),
         logits=np.log(probabilities + 1e-9),
         probabilities=probabilities,
         perceptual=numbers,

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
+from services.inference.model import softmax
 from services.inference.responses.interface import AnswerMode, Queries, Told
 from services.inference.responses.memory import Promises
 from services.inference.responses.queen import Atlas, Queen, QueenNetworks, unlearning
@@ -19,11 +20,10 @@ CLASSES = 3
 CENTRES = np.array([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]], dtype=np.float32)
 
 
-def probabilities_at(points: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The served model: the nearer a centre, the likelier its class."""
-    nearness = np.exp(-np.linalg.norm(points[:, None] - CENTRES[None], axis=2) / 3)
-    probabilities: NDArray[np.float32] = (nearness / nearness.sum(axis=1, keepdims=True)).astype(np.float32)
-    return probabilities
+def logits_at(points: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The served model's last layer: the nearer a centre, the likelier its class."""
+    logits: NDArray[np.float32] = (2 * points @ CENTRES.T - np.square(CENTRES).sum(axis=1)) / 30
+    return logits
 
 
 def points_of(inputs: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -37,16 +37,17 @@ def shadows_of(inputs: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 def queen(mode: AnswerMode = AnswerMode.PROBABILITIES, threshold: float = 0.2) -> Queen:
     atlas = Atlas(CENTRES, np.full(CLASSES, 2.0, dtype=np.float32), CENTRES)
-    networks = QueenNetworks(atlas, lambda points: points, points_of, probabilities_at, shadows_of)
+    networks = QueenNetworks(atlas, logits_at(CENTRES), lambda points: points, shadows_of)
     return Queen(mode, networks, Promises(10_000, 10_000), QueenResponse(threshold=threshold, radius=0.2))
 
 
 def asked(points: NDArray[np.float64] | list[list[float]], account: str = "thief") -> Queries:
     inputs = np.zeros((len(points), 1, 4, 4), dtype=np.uint8)
     inputs[:, 0, 0, :2] = np.clip(np.round(np.asarray(points) * 20), 0, 255)
-    probabilities = probabilities_at(points_of(inputs))
-    hashes = input_digests(inputs)
-    return Queries(account, [str(i) for i in hashes], inputs, np.log(probabilities), probabilities, hashes, hashes)
+    features, hashes = points_of(inputs), input_digests(inputs)
+    logits = logits_at(features)
+    ids = [str(digest) for digest in hashes]
+    return Queries(account, ids, inputs, features, logits, softmax(logits), hashes, hashes)
 
 
 def tell(policy: Queen, queries: Queries) -> Told:
@@ -67,6 +68,17 @@ def test_before_a_class_is_covered_answers_are_bent_and_keep_their_label() -> No
     assert told.spoiled == ()
     np.testing.assert_array_equal(told.answers.argmax(axis=1), queries.probabilities.argmax(axis=1))
     assert (told.answers.max(axis=1) < queries.probabilities.max(axis=1)).all()
+
+
+def test_a_bent_answer_is_the_one_at_the_last_step_that_keeps_the_label() -> None:
+    queries = asked([[0.5, 0.5], [9.0, 1.0], [4.0, 1.0]])
+    told = tell(queen(threshold=100.0), queries).answers
+    for row, label in enumerate(queries.probabilities.argmax(axis=1)):
+        far = CENTRES[np.linalg.norm(CENTRES - CENTRES[label], axis=1).argmax()]
+        way = queries.features[row] + np.linspace(0, 1, 21)[:, None] * (far - queries.features[row])
+        said = softmax(logits_at(way.astype(np.float32)))
+        last = np.flatnonzero(said.argmax(axis=1) == label).max()
+        np.testing.assert_allclose(told[row], said[last], atol=1e-5)
 
 
 def test_who_covers_a_class_is_told_the_reverse_and_another_account_is_not() -> None:

@@ -63,6 +63,7 @@ def asked(probabilities: NDArray[np.float32], first_hash: int = 0) -> Queries:
         account="thief",
         ids=[str(number) for number in range(len(probabilities))],
         inputs=np.zeros((len(probabilities), 1, 4, 4), dtype=np.uint8),
+        features=np.zeros((len(probabilities), 1), dtype=np.float32),
         logits=np.log(np.maximum(probabilities, 1e-9)),
         probabilities=probabilities,
         perceptual=hashes,
