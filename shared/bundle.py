@@ -201,6 +201,10 @@ class Bundle:
                 raise BundleError(f"{folder / name}: its SHA-256 is {actual}, field files.{name} says {expected}")
         return cls(folder, manifest, hashlib.sha256(text).hexdigest()[:16])
 
+    def holds(self, name: str) -> bool:
+        """Whether there is a file `name` (without .safetensors)."""
+        return f"{name}.safetensors" in self.manifest.files
+
     def tensors(self, name: str) -> dict[str, NDArray[Any]]:
         """The arrays of the file `name` (without .safetensors).
 
@@ -208,7 +212,7 @@ class Bundle:
             BundleError: the manifest does not list the file, or it cannot be read.
         """
         file = f"{name}.safetensors"
-        if file not in self.manifest.files:
+        if not self.holds(name):
             raise BundleError(f"{self.folder / MANIFEST}: field files has no {file}")
         try:
             return load((self.folder / file).read_bytes())

@@ -42,7 +42,7 @@ def of_digits(context: Context, data: Path = DEFAULT_FOLDER) -> Context:
 def with_misleading_model(context: Context) -> Bundle:
     """The bundle, with the network that adaptive misinformation answers by, where it has none of its own."""
     bundle = context.bundle
-    if f"{MISLEADING}.safetensors" in bundle.manifest.files:
+    if bundle.holds(MISLEADING):
         return bundle
     folder = context.cache / "bundles" / f"{bundle.manifest.model.name}-{bundle.fingerprint[:12]}-misleading"
     if (folder / MANIFEST).exists():

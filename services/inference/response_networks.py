@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -158,6 +158,7 @@ class ShadowModels(nn.Module):
 
 Views = NDArray[np.uint8]
 Answers = NDArray[np.float32]
+Networks = TypeVar("Networks")
 
 
 def queen_tensors(network: SensitivityMap, atlas: Atlas, shadows: ShadowModels) -> dict[str, NDArray[Any]]:
@@ -172,16 +173,22 @@ def queen_tensors(network: SensitivityMap, atlas: Atlas, shadows: ShadowModels) 
 
 
 class ResponseNetworks:
-    """The networks of a bundle that spoil answers; each is read when a response first needs it."""
+    """The networks of a bundle that spoil answers. They are read now: a verdict finds them ready, or none."""
 
     def __init__(self, bundle: Bundle, model: Model) -> None:
         """
         Args:
             bundle: that may hold them.
             model: the served one.
+
+        Raises:
+            BundleError: the bundle holds one of another form.
         """
         self._bundle, self._model = bundle, model
         self._shape, self._classes = image_shape(bundle), len(bundle.manifest.model.classes)
+        self._meco = self._read_meco() if bundle.holds(MECO) else None
+        self._misleading = self._read_misleading() if bundle.holds(MISLEADING) else None
+        self._queen = self._read_queen() if bundle.holds(QUEEN) else None
 
     def doubtful(self, logits: NDArray[np.float32]) -> NDArray[np.bool_]:
         """Which of [n, classes] answers TMSP flags, with the bundle's T and lambda."""
@@ -192,8 +199,34 @@ class ResponseNetworks:
         """From views and noise to probabilities.
 
         Raises:
-            BundleError: the bundle has no such network, or one of another form.
+            BundleError: the bundle has no such network.
         """
+        return self._held(self._meco, MECO)
+
+    def misleading(self) -> Callable[[Views], Answers]:
+        """From views to probabilities that are wrong.
+
+        Raises:
+            BundleError: the bundle has no such network.
+        """
+        return self._held(self._misleading, MISLEADING)
+
+    def queen(self) -> QueenNetworks:
+        """QUEEN's.
+
+        Raises:
+            BundleError: the bundle has no such networks.
+        """
+        return self._held(self._queen, QUEEN)
+
+    def _held(self, networks: Networks | None, file: str) -> Networks:
+        if networks is None:
+            raise BundleError(
+                f"{self._bundle.folder}: has no {file}.safetensors; 'portcullis train --add-responses-to' makes it"
+            )
+        return networks
+
+    def _read_meco(self) -> Callable[[Views, NDArray[np.float32]], Answers]:
         network = bundle_network(self._bundle, MECO, MecoModel(self._untrained(), self._shape[0]))
 
         def perturbed(inputs: Views, noise: NDArray[np.float32]) -> Answers:
@@ -201,21 +234,11 @@ class ResponseNetworks:
 
         return perturbed
 
-    def misleading(self) -> Callable[[Views], Answers]:
-        """From views to probabilities that are wrong.
-
-        Raises:
-            BundleError: the bundle has no such network, or one of another form.
-        """
+    def _read_misleading(self) -> Callable[[Views], Answers]:
         network = bundle_network(self._bundle, MISLEADING, self._untrained())
         return lambda inputs: _ask(lambda: network(images(inputs)).softmax(1))
 
-    def queen(self) -> QueenNetworks:
-        """QUEEN's.
-
-        Raises:
-            BundleError: the bundle has no such networks, or some of another form.
-        """
+    def _read_queen(self) -> QueenNetworks:
         tensors = self._bundle.tensors(QUEEN)
         try:
             atlas = Atlas(tensors["centres"], tensors["distances"], tensors["features"])

@@ -104,7 +104,7 @@ def _with_networks(bundle: Bundle, folder: Path) -> Bundle:
         MECO: lambda: network_tensors(MecoModel(untrained(), shape[0])),
         QUEEN: lambda: queen_tensors(SensitivityMap(features), atlas, ShadowModels(shape, classes, SHADOWS)),
     }
-    missing = [file for file in makers if f"{file}.safetensors" not in bundle.manifest.files]
+    missing = [file for file in makers if not bundle.holds(file)]
     return with_files(bundle, folder, {file: makers[file]() for file in missing})
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +229,37 @@ def test_a_perturbed_account_gets_one_wrong_answer_in_16_and_every_replica_repea
         again = ask(as_account(second, "mallory", channel_to(second)), asked[wrong])
     np.testing.assert_array_equal(again, told[wrong])
     assert len(deployment.perturbed()) == 2
+
+
+def test_who_asks_two_replicas_at_once_may_see_two_answers_once_and_then_one(
+    deployment: Deployment, tmp_path: Path, channel_to: Any
+) -> None:
+    deployment.issue("mallory", Action.PERTURB, response=response_text(AmaoResponse(group=2)))
+    asked = pictures(1, 12)
+    replicas = [deployment.inference(tmp_path / name, "mallory", similar_bits=0) for name in ("first", "second")]
+    with replicas[0], replicas[1]:
+        for replica in replicas:
+            replica.wait_for("ready")
+        clients = [as_account(replica, "mallory", channel_to(replica)) for replica in replicas]
+        # Of two answers the first is wrong: the second replica's next one, and not the first replica's.
+        ask(clients[1], pictures(2, 13))
+        ask(clients[0], pictures(1, 14))
+
+        def both() -> list[Any]:
+            with ThreadPoolExecutor(2) as threads:
+                return list(threads.map(lambda client: ask(client, asked), clients))
+
+        told = both()
+        assert not np.array_equal(*told)
+        until = time.monotonic() + 20
+        while not np.array_equal(*both()):
+            assert time.monotonic() < until, "the replicas still contradict each other"
+        for _ in range(5):
+            for again in both():
+                np.testing.assert_array_equal(again, told[1])
+    spoiled = [answer.perceptual_hash for answer in deployment.perturbed()]
+    assert spoiled.count(int(perceptual_hashes(asked)[0])) == 1
+    assert len(spoiled) == 3
 
 
 def test_a_group_goes_on_where_a_killed_process_left_it(
