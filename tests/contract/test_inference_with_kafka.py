@@ -236,7 +236,9 @@ def test_who_asks_two_replicas_at_once_may_see_two_answers_once_and_then_one(
 ) -> None:
     deployment.issue("mallory", Action.PERTURB, response=response_text(AmaoResponse(group=2)))
     asked = pictures(1, 12)
-    replicas = [deployment.inference(tmp_path / name, "mallory", similar_bits=0) for name in ("first", "second")]
+    # What one replica tells reaches the other a second later, or a slow machine might ask the second too late.
+    slowly = {"similar_bits": 0, "publish_linger_ms": 1_000}
+    replicas = [deployment.inference(tmp_path / name, "mallory", **slowly) for name in ("first", "second")]
     with replicas[0], replicas[1]:
         for replica in replicas:
             replica.wait_for("ready")
