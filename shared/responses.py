@@ -103,7 +103,7 @@ class AdaptiveMisinformationResponse(_Response):
 
 
 class MecoResponse(_Response):
-    """MeCo (Zheng et al. 2023): the model is asked at an input to which a trained network has added a perturbation."""
+    """MeCo (Wang et al. 2023): the model is asked at an input to which a trained network has added a perturbation."""
 
     policy: Literal["meco"] = "meco"
     keyed: bool = True

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 
 from services.evaluation.streams import Attacker, Stream, record
+from services.evaluation.thefts import Theft, Thief, steal
 from services.evaluation.verdicts import Judge
 from services.inference.image_hash import IMAGE_HASH
 from services.inference.model import Model
@@ -23,6 +24,7 @@ from services.training.tracing import HonestPlan, Recordable, Tracer, Traces, po
 from shared.bundle import Bundle
 from shared.datasets import Dataset, Splits
 
+RESPONSES = ResponsePlan()
 YARDSTICK_IMAGES = 2_000
 DIGITS = Plan(
     architecture="lenet5", responses=ResponsePlan(files=(IMAGE_HASH,)),
@@ -57,10 +59,14 @@ class Sizes:
         theft_seeds: of randomness, of attacks on the whole system; what is only compared with it has the first.
         theft_budget: queries of such an attack, its seeds included.
         theft_architecture: of the copies; the victim's own where None.
+        data_free_seeds: of randomness, of attacks without data; what is only compared has the first.
+        data_free_budget: queries of such an attack.
+        data_free_architectures: of the copies.
         mending: whether there are thieves who mend answers too, each of whom takes minutes more.
         innocents: models that learnt nothing from the victim.
         innocent_images: that each of them learnt from.
         utility: honest accounts, and queries of each, whose answers under the system are compared with the model's.
+        responses: the plan of the networks that spoil answers, where a bundle lacks them.
         plain_epochs: of the same architecture, trained without any thought of thieves; its recipe's where None.
         encoder_epochs: of a similarity encoder with other positives, as a classifier and contrastive.
     """
@@ -85,10 +91,14 @@ class Sizes:
     theft_seeds: Sequence[int] = (1, 2, 3)
     theft_budget: int = 10_000
     theft_architecture: str | None = None
+    data_free_seeds: Sequence[int] = (1, 2, 3)
+    data_free_budget: int = 100_000
+    data_free_architectures: Sequence[str] = ("lenet5", "convnet")
     mending: bool = True
     innocents: int = 100
     innocent_images: int = 1_000
     utility: tuple[int, int] = (28, 1_000)
+    responses: ResponsePlan = RESPONSES
     plain_epochs: int | None = None
     encoder_epochs: tuple[int, int] = (DIGITS.similarity_epochs, DIGITS.contrastive_epochs)
 
@@ -98,7 +108,9 @@ QUICK = Sizes(
     honest_accounts=14, honest_queries=80, lives=((2, 60), (1, 100)), samples=200, drawn_accounts=1, drawn_queries=60,
     kinds_left_out=1, held=(28, 50), processes=1, digits=replace(QUICK_PLAN, architecture="lenet5"),
     encoder_epochs=(1, 1), theft_seeds=(1,), theft_budget=330, theft_architecture="lenet5", mending=False,
-    innocents=4, innocent_images=200, utility=(2, 100), plain_epochs=1,
+    data_free_seeds=(1,), data_free_budget=4_000, data_free_architectures=("lenet5",),
+    innocents=4, innocent_images=200, utility=(2, 100),
+    responses=ResponsePlan(misleading_epochs=1, meco_epochs=1, shadow_epochs=1, map_epochs=1), plain_epochs=1,
 )  # fmt: skip
 """Minutes, to see that everything runs; its numbers say little."""
 
@@ -174,6 +186,13 @@ class Context:
         return record(
             attackers, self.bundle, self.cache / "streams", self.progress, label, self.sizes.processes, self.yardstick
         )
+
+    def steal(self, thieves: Sequence[Thief], label: str, bundle: Bundle | None = None) -> list[Theft]:
+        """What thieves get of this victim, or of another bundle's."""
+        return steal(
+            thieves, bundle or self.bundle, self.yardstick, self.cache / "thefts", self.progress, label,
+            self.sizes.processes,
+        )  # fmt: skip
 
     def traces(self, accounts: Sequence[Recordable], label: str) -> list[Traces]:
         """The accounts in the eyes of every detector."""

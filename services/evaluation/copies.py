@@ -23,8 +23,9 @@ from services.evaluation.drawing import ATTACKS, NEUTRAL, drawn, mean_and_spread
 from services.evaluation.figures import Finding
 from services.evaluation.recall import quantile
 from services.evaluation.report import Cell, Picture, Study, Table
-from services.evaluation.thefts import Defence, Theft, Thief, independent, pruned, steal
-from services.evaluation.variants import plain_model, with_misleading_model
+from services.evaluation.thefts import Defence, Theft, Thefts, Thief, independent, pruned
+from services.evaluation.variants import plain_model, with_responses
+from services.inference.response_networks import MISLEADING
 from services.inference.responses.interface import AnswerMode
 from services.ownership.verification import Labels, verify
 from services.redteam.jacobian import Cloudleak, JbdaTr
@@ -134,7 +135,8 @@ def is_clothes(bundle: Bundle) -> bool:
 # ---- who steals ----
 
 
-def _attacks(context: Context, seed: int) -> dict[str, Build]:
+def attacks(context: Context, seed: int) -> dict[str, Build]:
+    """The attacks of `NAMES`, as the thief of that seed builds them."""
     natural = seeds_of(context.natural, min(SEEDS, len(context.natural)), seed).images
     foreign = seeds_of(context.foreign, min(context.sizes.theft_budget, len(context.foreign)), seed).images
     return {
@@ -144,18 +146,19 @@ def _attacks(context: Context, seed: int) -> dict[str, Build]:
     }
 
 
-def _architecture(context: Context) -> str:
+def copied_architecture(context: Context) -> str:
+    """Of the copies."""
     return context.sizes.theft_architecture or context.bundle.manifest.model.architecture
 
 
 def _thieves(context: Context) -> list[Thief]:
     sizes = context.sizes
-    architecture = VictimsOwn(_architecture(context))
+    architecture = VictimsOwn(copied_architecture(context))
     first = sizes.theft_seeds[0]
     own = seeds_of(context.natural, min(OWN_IMAGES, len(context.natural)), first)
 
     def of(attack: str, seed: int) -> Iterator[Thief]:
-        build = _attacks(context, seed)[attack]
+        build = attacks(context, seed)[attack]
         for mode in SCENARIOS:
             plain = partial(Thief, attack, mode=mode, budget=sizes.theft_budget, seed=seed, build=build,
                             architecture=architecture)  # fmt: skip
@@ -171,35 +174,12 @@ def _thieves(context: Context) -> list[Thief]:
     return [thief for seed in sizes.theft_seeds for attack in NAMES for thief in of(attack, seed)]
 
 
-@dataclass(frozen=True, slots=True)
-class Thefts:
-    """All of them, to be asked for."""
-
-    found: Sequence[Theft]
-
-    def of(self, attack: str, mode: AnswerMode, defence: Defence, mended: bool = False) -> list[Theft]:
-        """Of one kind, by seed."""
-        return [
-            theft
-            for theft in self.found
-            if (theft.thief.attack, theft.thief.mode, theft.thief.defence) == (attack, mode, defence)
-            and (theft.thief.own is not None) == mended
-        ]
-
-
 def _steal(context: Context) -> Thefts:
     thieves = _thieves(context)
     misled = [thief for thief in thieves if thief.defence is MISINFORMATION]
     others = [thief for thief in thieves if thief.defence is not MISINFORMATION]
-    rob = partial(
-        steal,
-        yardstick=context.yardstick,
-        cache=context.cache / "thefts",
-        progress=context.progress,
-        processes=context.sizes.processes,
-    )
-    found = rob(others, context.bundle, label="thieves")
-    found += rob(misled, with_misleading_model(context), label="thieves, adaptive misinformation")
+    found = context.steal(others, "thieves")
+    found += context.steal(misled, "thieves, adaptive misinformation", with_responses(context, MISLEADING))
     return Thefts(found)
 
 
@@ -449,8 +429,8 @@ def study(context: Context) -> Study:
         title="What a copy is worth, and whether it gives the thief away",
         text=f"Thefts of the bundle's model, each by one account of at most {sizes.theft_budget:,} queries, under the "
         f"default policy in one process, verdicts 16 queries late. Copies are of the architecture "
-        f"{_architecture(context)} (the victim's is {context.bundle.manifest.model.architecture}) and are trained for "
-        f"20 epochs in each round, JBDA-TR (radius {RADIUS}) and Cloudleak from {SEEDS} natural images that the victim "
+        f"{copied_architecture(context)} (the victim's is {context.bundle.manifest.model.architecture}) and are trained "
+        f"for 20 epochs in each round, JBDA-TR (radius {RADIUS}) and Cloudleak from {SEEDS} natural images that the victim "
         f"has not learnt from, KnockoffNets on {min(sizes.theft_budget, len(context.foreign)):,} foreign images. A "
         f"banned thief keeps the copy that he has. Seeds {', '.join(map(str, sizes.theft_seeds))}; copies are measured "
         f"on {len(context.clean):,} images.",

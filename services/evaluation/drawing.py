@@ -22,6 +22,8 @@ ATTACKS: Mapping[str, str] = MappingProxyType(
     }
 )
 """Colours of Okabe and Ito (Color universal design, 2008)."""
+DEFENCES = ("#333333", "#E69F00", "#009E73", "#D55E00", "#0072B2")
+"""Of several that are compared, the first of none."""
 NEUTRAL = "#333333"
 """Of thresholds and of what belongs to nobody."""
 DOTS_PER_INCH = 110

@@ -9,7 +9,19 @@ from types import MappingProxyType
 
 from rich.console import Console
 
-from services.evaluation import amao, berkeley, blinded, copies, explained, guarantee, hashes, recall, report
+from services.evaluation import (
+    amao,
+    berkeley,
+    blinded,
+    copies,
+    data_free,
+    explained,
+    guarantee,
+    hardening,
+    hashes,
+    recall,
+    report,
+)
 from services.evaluation.context import QUICK, Context, Sizes
 from services.evaluation.figures import FIGURES, Figure, FiguresError, read_figures, record
 from services.evaluation.report import Study
@@ -27,12 +39,14 @@ STUDIES: Mapping[str, Callable[[Context], Study]] = MappingProxyType(
         "explained": explained.study,
         "amao": amao.study,
         "copies": copies.study,
+        "data-free": data_free.study,
+        "hardening": hardening.study,
         "hashes": hashes.study,
         "berkeley": lambda context: berkeley.study(context, {"adversarial": with_adversarial_positives(context)}),
     }
 )
 OF_DIGITS: Mapping[str, Callable[[Context], Study]] = MappingProxyType(
-    {"amao-digits": amao.study, "copies-digits": copies.study}
+    {"amao-digits": amao.study, "copies-digits": copies.study, "hardening-digits": hardening.study}
 )
 """Studies of another bundle, which is made on the way."""
 

@@ -25,7 +25,8 @@ from services.inference.image_hash import ImageHash
 from services.inference.model import Model, softmax
 from services.inference.responses.interface import AnswerMode, truth
 from services.ownership.verification import Marks, MarkSelector, marks_of
-from services.redteam.attack import Ask, Attack, AttackReport
+from services.redteam.adaptive import Repeating
+from services.redteam.attack import Account, Ask, Attack, AttackReport
 from services.redteam.recovery import Recovering
 from services.redteam.substitute import VictimsOwn, Yardstick
 from services.training.tracing import make_missing
@@ -74,6 +75,8 @@ class Thief:
         build: the attack, from its randomness.
         architecture: of his copy.
         own: images with labels for an adaptive thief who mends answers (D-DAE); None for one who takes them as told.
+        repeats: how often he asks everything, to believe the mean.
+        measured_every: least number of queries between two measurements of his copy.
     """
 
     attack: str
@@ -84,13 +87,15 @@ class Thief:
     build: Callable[[np.random.Generator], Attack]
     architecture: VictimsOwn
     own: Dataset | None = None
+    repeats: int = 1
+    measured_every: int = 0
 
     @property
     def key(self) -> str:
         """Names the theft by everything that tells it from others."""
         text = (
             f"{self.attack} {self.defence.key} {self.mode} {self.budget} {self.seed} {self.architecture.name} "
-            f"{self.own is not None}"
+            f"{self.own is not None} {self.repeats}"
         )
         return hashlib.sha256(text.encode()).hexdigest()[:24]
 
@@ -99,7 +104,7 @@ class Thief:
         random = np.random.default_rng([self.seed, int(hashlib.sha256(self.attack.encode()).hexdigest()[:8], 16)])
         mending = np.random.default_rng([self.seed, 1])
         attack = self.build(random)
-        attack.architecture = self.architecture
+        attack.architecture, attack.measured_every = self.architecture, self.measured_every
         return (Recovering(attack, self.own, mending) if self.own else attack), random
 
 
@@ -133,6 +138,36 @@ class Theft:
         return float(self.milestones[-1, 2])
 
 
+@dataclass(frozen=True, slots=True)
+class Thefts:
+    """Several, to be asked for."""
+
+    found: Sequence[Theft]
+
+    def of(
+        self, attack: str, mode: AnswerMode, defence: Defence, mended: bool = False, repeats: int = 1,
+        architecture: str | None = None,
+    ) -> list[Theft]:  # fmt: skip
+        """Of one kind, by seed; see `Thief`.
+
+        Args:
+            attack: name.
+            mode: what the model answers.
+            defence: that the thieves meet.
+            mended: whether they mend answers.
+            repeats: how often they ask everything.
+            architecture: of the copies; any where None.
+        """
+        return [
+            theft
+            for theft in self.found
+            if (theft.thief.attack, theft.thief.mode, theft.thief.defence, theft.thief.repeats)
+            == (attack, mode, defence, repeats)
+            and (theft.thief.own is not None) == mended
+            and architecture in (None, theft.thief.architecture.name)
+        ]
+
+
 def independent(theft: Theft) -> tuple[Marks, list[PerturbedAnswer]]:
     """The marks that count against a copy (services.ownership), and the answers that they are."""
     selector = MarkSelector()
@@ -155,7 +190,8 @@ class _Worker:
         assert cls.bundle is not None
         attack, random = thief.attacking()
         ask, served = _victim(thief, cls.bundle)
-        report = attack.run(ask, thief.budget, random, cls.yardstick)
+        route = Repeating(Account(ask), thief.repeats) if thief.repeats > 1 else Account(ask)
+        report = attack.run(route, thief.budget, random, cls.yardstick)
         _keep(path, report, served(), cls.bundle)
 
 

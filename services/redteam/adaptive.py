@@ -201,6 +201,41 @@ class Mixed(Route):
         return self._honest[rows]
 
 
+class Repeating(Route):
+    """Everything is asked several times, and the mean is believed: what is added at random averages away.
+
+    Of labels, the one that was told most often.
+    """
+
+    def __init__(self, route: Route, times: int) -> None:
+        """
+        Args:
+            route: what all of it takes from here.
+            times: that each question is asked, one after the other.
+
+        Raises:
+            ValueError: less than once.
+        """
+        if times < 1:
+            raise ValueError(f"cannot ask everything {times} times")
+        self._route = route
+        self._times = times
+
+    def send(self, questions: Questions, limit: int) -> Reply:
+        """What was told on average; requests become as many times as large."""
+        rows = np.repeat(np.arange(len(questions)), self._times)
+        reply = self._route.send(questions[rows], limit)
+        told: defaultdict[int, list[NDArray[np.float32]]] = defaultdict(list)
+        for row, answer in zip(rows[reply.rows].tolist(), reply.answers, strict=True):
+            told[row].append(answer)
+        labels = bool(len(reply.answers)) and bool((reply.answers.max(axis=1) == 1.0).all())
+        believed = {row: np.stack(answers).mean(axis=0) for row, answers in told.items()}
+        if labels:
+            whole = np.eye(reply.answers.shape[1], dtype=np.float32)
+            believed = {row: whole[mean.argmax()] for row, mean in believed.items()}
+        return Reply.of(believed, reply.sent, reply.banned)
+
+
 class Colluding(Route):
     """Several accounts of one attacker, each of which sees as little as possible of what belongs together.
 

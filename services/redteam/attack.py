@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import ClassVar, TypeAlias
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -125,7 +125,7 @@ class Milestone:
 
     queries: int
     similarity: Similarity | None
-    """None where there is no yardstick."""
+    """None where it was not measured."""
 
 
 @dataclass(slots=True)
@@ -146,6 +146,38 @@ class AttackReport:
         return self.milestones[-1].similarity if self.milestones else None
 
 
+class _Pile:
+    """Rows in the order of their arrival, in one array that doubles as it grows: rounds ask for all of them."""
+
+    def __init__(self) -> None:
+        self._rows: NDArray[Any] | None = None
+        self._end = 0
+
+    def __len__(self) -> int:
+        return self._end
+
+    def add(self, rows: NDArray[Any]) -> None:
+        """Put rows [n, ...] on top."""
+        end = self._end + len(rows)
+        if self._rows is None or end > len(self._rows):
+            grown = np.empty((max(end, 2 * self._end), *rows.shape[1:]), dtype=rows.dtype)
+            grown[: self._end] = self.array if self._rows is not None else rows[:0]
+            self._rows = grown
+        self._rows[self._end : end] = rows
+        self._end = end
+
+    @property
+    def array(self) -> NDArray[Any]:
+        """[len(self), ...], not to be written to.
+
+        Raises:
+            ValueError: there has been no row.
+        """
+        if self._rows is None:
+            raise ValueError("nothing was answered yet")
+        return self._rows[: self._end]
+
+
 Progress: TypeAlias = Callable[[AttackReport], None]
 """Told of the report as it grows: after every answered request and every round."""
 
@@ -162,9 +194,9 @@ class Loot:
     progress: Progress
     put: int = 0
     """Questions so far, answered or not."""
-    questions: list[Questions] = field(default_factory=list)
-    """Answered ones."""
-    answers: list[Probabilities] = field(default_factory=list)
+    _images: _Pile = field(default_factory=_Pile)
+    _numbers: _Pile = field(default_factory=_Pile)
+    _told: _Pile = field(default_factory=_Pile)
 
     @property
     def left(self) -> int:
@@ -177,19 +209,30 @@ class Loot:
         return -(-self.left * self.put // self.report.queries) if self.report.queries else self.left
 
     @property
+    def answered(self) -> int:
+        """Questions that were answered."""
+        return len(self._told)
+
+    @property
     def images(self) -> Images:
         """[answered, channels, height, width]"""
-        return np.concatenate([questions.images for questions in self.questions])
+        return self._images.array
 
     @property
     def numbers(self) -> NDArray[np.int64]:
         """[answered], ascending; see `Questions`."""
-        return np.concatenate([questions.numbers for questions in self.questions])
+        return self._numbers.array
 
     @property
     def told(self) -> Probabilities:
         """[answered, classes]"""
-        return np.concatenate(self.answers)
+        return self._told.array
+
+    def retold(self, told: Probabilities) -> Loot:
+        """The same questions with other answers [answered, classes]."""
+        pile = _Pile()
+        pile.add(told)
+        return replace(self, _told=pile)
 
     def questioning(
         self, images: Images, origins: NDArray[np.int64] | None = None, exact: NDArray[np.bool_] | None = None
@@ -217,8 +260,9 @@ class Loot:
             reply = self.route.send(request, self.left)
             self.put += len(request)
             if len(reply.rows):
-                self.questions.append(request[reply.rows])
-                self.answers.append(reply.answers)
+                self._images.add(request.images[reply.rows])
+                self._numbers.add(request.numbers[reply.rows])
+                self._told.add(reply.answers)
             self.report.queries += reply.sent
             self.report.banned = reply.banned
             self.progress(self.report)
@@ -242,6 +286,8 @@ class Attack(ABC):
         self.request_rows = request_rows
         self.architecture: Architecture = small_network
         """Of the copy."""
+        self.measured_every = 0
+        """Least number of queries between two measurements of the copy, where rounds are many and small."""
 
     def run(
         self,
@@ -257,25 +303,31 @@ class Attack(ABC):
             victim: asked as it is, or through a route.
             budget: most images sent.
             random: the attack is a function of it and of the answers.
-            yardstick: measures the copy after every round; the attack does not learn from it.
+            yardstick: measures the copy after a round, and the last one in any case; the attack does not learn from it.
             progress: told of the report as it grows.
         """
         route = victim if isinstance(victim, Route) else Account(victim)
         loot = Loot(route, budget, random, self.request_rows, AttackReport(self.name), progress)
         substitute: Substitute | None = None
+        due = 0
         while loot.left > UNSPENT * budget:
             before = loot.report.queries
             loot.query(self.questions(loot, substitute))
             if loot.report.queries == before:
                 break
-            if loot.questions:
+            if loot.answered:
                 if substitute is None:
                     substitute = Substitute(loot.told.shape[1], random, self.architecture)
                 self.learn(loot, substitute)
                 loot.report.copy = substitute
-                similarity = yardstick.measure(substitute) if yardstick else None
+                similarity = None
+                if yardstick and loot.report.queries >= due:
+                    similarity = yardstick.measure(substitute)
+                    due = loot.report.queries + self.measured_every
                 loot.report.milestones.append(Milestone(loot.report.queries, similarity))
                 progress(loot.report)
+        if yardstick and substitute and loot.report.final is None:
+            loot.report.milestones[-1] = Milestone(loot.report.queries, yardstick.measure(substitute))
         return loot.report
 
     @abstractmethod

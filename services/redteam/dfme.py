@@ -292,7 +292,7 @@ class ZerothOrderAttack(Attack):
         rows = np.flatnonzero(np.isin(answered.numbers, lesson))
         if len(rows):
             optimiser.zero_grad()
-            logits = substitute.network(as_tensor(answered.images[rows]))
+            logits = substitute.network.train()(as_tensor(answered.images[rows]))
             loss = self.disagreement(logits, torch.from_numpy(answered.told[rows])).mean()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
@@ -305,7 +305,7 @@ class ZerothOrderAttack(Attack):
         probes = self._round.probes[complete]
         rows = np.searchsorted(answered.numbers, probes.flatten())
         with torch.no_grad():
-            logits = substitute.network(as_tensor(answered.images[rows]))
+            logits = substitute.network.eval()(as_tensor(answered.images[rows]))
             losses = -self.disagreement(logits, torch.from_numpy(answered.told[rows])).reshape(probes.shape)
         directions = self._round.directions[torch.from_numpy(complete)]
         gradient = estimated_gradient(losses, directions, self.epsilon) / len(probes)

@@ -258,12 +258,12 @@ class DfmsHl(Attack):
         for rows in (new, *np.split(earlier, range(self.batch, len(earlier), self.batch))):
             if len(rows):
                 self._copy_optimiser.zero_grad()
-                logits = substitute.network(as_tensor(images[rows]))
+                logits = substitute.network.train()(as_tensor(images[rows]))
                 functional.cross_entropy(logits, torch.from_numpy(told[rows])).backward()  # type: ignore[no-untyped-call]
                 self._copy_optimiser.step()
         made = activate(self._generator(self._round.noise))
         passing = adversarial_loss(self._discriminator(made), proxy=True)
-        self._play(made, passing + self.diversity * class_diversity_loss(substitute.network(made)), loot.random)
+        self._play(made, passing + self.diversity * class_diversity_loss(substitute.network.eval()(made)), loot.random)
 
 
 def _sizes(n: int, batch: int) -> list[int]:

@@ -11,7 +11,7 @@ What the attack underneath asks, and how it learns, stays its own.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TypeAlias
 
@@ -485,12 +485,12 @@ class Recovering(Attack):
 
     def _seen(self, loot: Loot) -> Loot:
         """The loot as the attack sees it."""
-        answered = sum(len(answers) for answers in loot.answers)
+        answered = loot.answered
         if answered < self._least:
             return loot
         if self._mended is None or answered > len(self._mended):
             self._mended = self._mend(loot.images, loot.told)
-        return replace(loot, answers=[self._mended])
+        return loot.retold(self._mended)
 
     def _mend(self, images: Images, told: Probabilities) -> Probabilities:
         """[answered, classes], as far as they are not mended already."""

@@ -192,8 +192,9 @@ class Substitute:
 
     def logits(self, images: Images) -> NDArray[np.float32]:
         """[n, classes]"""
+        network = self.network.eval()
         with torch.inference_mode():
-            parts = [self.network(part) for part in torch.split(as_tensor(images), PREDICTION_BATCH)]
+            parts = [network(part) for part in torch.split(as_tensor(images), PREDICTION_BATCH)]
         logits: NDArray[np.float32] = torch.cat(parts).numpy()
         return logits
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from services.redteam.adaptive import Colluding, Filtered, Mixed, SubstituteDetector, train_encoder
+from services.redteam.adaptive import Colluding, Filtered, Mixed, Repeating, SubstituteDetector, train_encoder
 from services.redteam.attack import NATURAL, Account, Ask, Attack, AttackReport, Banned, Loot, Questions, Reply, Route
 from services.redteam.blinding import (
     BLINDINGS,
@@ -244,6 +244,40 @@ def test_training_an_encoder_leaves_torchs_global_generator_alone() -> None:
 
 
 # Mixing
+
+# Repeating
+
+
+@pytest.mark.parametrize(("labels", "believed"), [(False, [0.25, 0.75]), (True, [0.0, 1.0])])
+def test_who_asks_everything_again_believes_the_mean_and_pays_for_all(
+    labels: bool, believed: list[float], seeds: Images
+) -> None:
+    told = iter([[0.75, 0.25], [0.0, 1.0], [0.0, 1.0]] * 3)
+
+    def ask(images: Images) -> Probabilities:
+        answers = np.array([next(told) for _ in images], dtype=np.float32)
+        return np.eye(2, dtype=np.float32)[answers.argmax(axis=1)] if labels else answers
+
+    taken = loot(Repeating(Account(ask), 3), request_rows=2)
+    taken.query(taken.questioning(seeds[:3]))
+    assert (taken.answered, taken.report.queries) == (3, 9)
+    np.testing.assert_allclose(taken.told, [believed] * 3)
+    np.testing.assert_array_equal(taken.images, seeds[:3])
+
+
+def test_repeating_ends_with_the_budget_and_with_the_account(victim: Victim, seeds: Images) -> None:
+    taken = loot(Repeating(Account(recorder(victim)[1]), 3), budget=7, request_rows=2)
+    taken.query(taken.questioning(seeds[:5]))
+    assert (taken.answered, taken.report.queries) == (3, 7)
+
+    def banned(images: Images) -> Probabilities:
+        raise Banned
+
+    taken = loot(Repeating(Account(banned), 3))
+    taken.query(taken.questioning(seeds[:1]))
+    assert taken.report.banned
+    with pytest.raises(ValueError, match="0 times"):
+        Repeating(Account(banned), 0)
 
 
 @pytest.mark.usefixtures("careless")
