@@ -27,7 +27,7 @@ from services.prada.detector import PradaDetector
 from services.redteam.adaptive import Colluding
 from services.redteam.attack import NATURAL, Questions, Reply, Route
 from services.redteam.jacobian import Cloudleak, JbdaTr
-from services.redteam.knockoff import KnockoffNets
+from services.redteam.pool import KnockoffNets
 from services.tmsp.detector import TmspDetector
 from services.training.papers import TEMPERATURES
 from services.training.tracing import Recording

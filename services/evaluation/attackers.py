@@ -12,7 +12,7 @@ from services.evaluation.streams import Attacker
 from services.redteam.attack import Attack
 from services.redteam.dfme import Dfme
 from services.redteam.jacobian import Cloudleak, JacobianAttack, JbaBs, JbaCw, JbaPgd, Jbda, JbdaTr, JbTop3
-from services.redteam.knockoff import KnockoffNets
+from services.redteam.pool import KnockoffNets
 from services.redteam.substitute import Images, Shape, shape_of
 from shared.datasets import Dataset
 

@@ -23,7 +23,7 @@ from services.evaluation.streams import Attacker
 from services.redteam.blinding import AUTO_ENCODER, BLINDINGS, Strength
 from services.redteam.dfme import Dfme
 from services.redteam.jacobian import JacobianAttack, JbaPgd, JbdaTr, JbTop3
-from services.redteam.knockoff import KnockoffNets
+from services.redteam.pool import KnockoffNets
 from services.redteam.substitute import shape_of
 from shared.datasets import Dataset
 

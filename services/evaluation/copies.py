@@ -29,7 +29,7 @@ from services.inference.response_networks import MISLEADING
 from services.inference.responses.interface import AnswerMode
 from services.ownership.verification import Labels, verify
 from services.redteam.jacobian import Cloudleak, JbdaTr
-from services.redteam.knockoff import KnockoffNets
+from services.redteam.pool import KnockoffNets
 from services.redteam.substitute import Substitute, VictimsOwn
 from services.training.prediction import accuracy, logits_of
 from shared.bundle import Bundle
@@ -429,8 +429,8 @@ def study(context: Context) -> Study:
         title="What a copy is worth, and whether it gives the thief away",
         text=f"Thefts of the bundle's model, each by one account of at most {sizes.theft_budget:,} queries, under the "
         f"default policy in one process, verdicts 16 queries late. Copies are of the architecture "
-        f"{copied_architecture(context)} (the victim's is {context.bundle.manifest.model.architecture}) and are trained "
-        f"for 20 epochs in each round, JBDA-TR (radius {RADIUS}) and Cloudleak from {SEEDS} natural images that the victim "
+        f"{copied_architecture(context)} (the victim's is {context.bundle.manifest.model.architecture}), trained for "
+        f"20 epochs in each round, JBDA-TR (radius {RADIUS}) and Cloudleak from {SEEDS} natural images that the victim "
         f"has not learnt from, KnockoffNets on {min(sizes.theft_budget, len(context.foreign)):,} foreign images. A "
         f"banned thief keeps the copy that he has. Seeds {', '.join(map(str, sizes.theft_seeds))}; copies are measured "
         f"on {len(context.clean):,} images.",

@@ -13,7 +13,7 @@ from services.evaluation.drawing import ATTACKS, HONEST, NEUTRAL, drawn
 from services.evaluation.guarantee import POPULATION_SEED
 from services.evaluation.report import Picture, Study, Table
 from services.redteam.jacobian import JbaPgd, JbdaTr, JbTop3
-from services.redteam.knockoff import KnockoffNets
+from services.redteam.pool import KnockoffNets
 from services.training.calibration import account_bets
 from services.training.calibrator import STATISTICS
 from services.training.tracing import Traces, honest_plans

@@ -182,6 +182,11 @@ Progress: TypeAlias = Callable[[AttackReport], None]
 """Told of the report as it grows: after every answered request and every round."""
 
 
+UNSPENT = 0.02
+"""Share of a budget that is not worth another round: where a filter lets few questions pass, a copy would be trained
+anew for ever fewer of them."""
+
+
 @dataclass(slots=True)
 class Loot:
     """The attacker's side of a running attack: what it asked and what it was told."""
@@ -202,6 +207,11 @@ class Loot:
     def left(self) -> int:
         """Queries that may still be sent; none after a ban."""
         return 0 if self.report.banned else self.budget - self.report.queries
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether enough of the budget is left for another round."""
+        return self.left > UNSPENT * self.budget
 
     @property
     def wanted(self) -> int:
@@ -268,11 +278,6 @@ class Loot:
             self.progress(self.report)
 
 
-UNSPENT = 0.02
-"""Share of a budget that is not worth another round: where a filter lets few questions pass, a copy would be trained
-anew for ever fewer of them."""
-
-
 class Attack(ABC):
     """A learning-based extraction attack."""
 
@@ -310,7 +315,7 @@ class Attack(ABC):
         loot = Loot(route, budget, random, self.request_rows, AttackReport(self.name), progress)
         substitute: Substitute | None = None
         due = 0
-        while loot.left > UNSPENT * budget:
+        while loot.goes_on:
             before = loot.report.queries
             loot.query(self.questions(loot, substitute))
             if loot.report.queries == before:

@@ -21,8 +21,19 @@ from services.redteam.dfme import Dfme, Maze
 from services.redteam.dfms import DfmsHl
 from services.redteam.honest import HONEST_KINDS, Pace, drive
 from services.redteam.jacobian import SEEDS, Cloudleak, JbaBs, JbaCw, JbaPgd, Jbda, JbdaTr, JbTop3
-from services.redteam.knockoff import KnockoffNets, RandomSelection
 from services.redteam.plan import CampaignPlan, CampaignReport, ClientPlan, ClientReport
+from services.redteam.pool import (
+    AdaptiveKnockoff,
+    CopyCat,
+    Dfal,
+    DfalKCenter,
+    KCenter,
+    KnockoffNets,
+    LineSearch,
+    PoolAttack,
+    RandomSelection,
+    Uncertainty,
+)
 from services.redteam.recovery import Recovering
 from services.redteam.substitute import Yardstick, shape_of
 from shared.bundle import Bundle
@@ -64,12 +75,27 @@ def _jacobian(
     return build
 
 
+def _chosen(attack: type[PoolAttack]) -> AttackBuilder:
+    def build(data: Dataset, random: np.random.Generator, folder: Path, request_rows: int) -> Attack:
+        return attack(data.images, request_rows=request_rows)
+
+    return build
+
+
+def _adaptive_knockoff(data: Dataset, random: np.random.Generator, folder: Path, request_rows: int) -> Attack:
+    return AdaptiveKnockoff(load_digits(folder), request_rows=request_rows)
+
+
+def _copycat(data: Dataset, random: np.random.Generator, folder: Path, request_rows: int) -> Attack:
+    return CopyCat(np.concatenate([load_digits(folder).images, data.images]), request_rows=request_rows)
+
+
+def _line_search(data: Dataset, random: np.random.Generator, folder: Path, request_rows: int) -> Attack:
+    return LineSearch(data.images[random.choice(len(data), SEEDS, replace=False)], request_rows=request_rows)
+
+
 def _knockoff(data: Dataset, random: np.random.Generator, folder: Path, request_rows: int) -> Attack:
     return KnockoffNets(load_digits(folder).images, request_rows=request_rows)
-
-
-def _random(data: Dataset, random: np.random.Generator, folder: Path, request_rows: int) -> Attack:
-    return RandomSelection(data.images, request_rows=request_rows)
 
 
 def _dfme(data: Dataset, random: np.random.Generator, folder: Path, request_rows: int) -> Attack:
@@ -112,7 +138,14 @@ ATTACKS: Mapping[str, AttackBuilder] = MappingProxyType(
         "maze": _maze,
         "dfms-hl": _dfms,
         "knockoff-digits": _knockoff,
-        "random-natural": _random,
+        "knockoff-adaptive-digits": _adaptive_knockoff,
+        "copycat": _copycat,
+        "random-natural": _chosen(RandomSelection),
+        "activethief-uncertainty": _chosen(Uncertainty),
+        "activethief-k-center": _chosen(KCenter),
+        "activethief-dfal": _chosen(Dfal),
+        "activethief-dfal-k-center": _chosen(DfalKCenter),
+        "line-search": _line_search,
     }
 )
 """How each attack is built from natural images (its seeds), its randomness, the data folder and the rows a request."""

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from services.redteam.attack import Attack, Loot, Questions
-from services.redteam.substitute import Images, Probabilities, Substitute, initialise
+from services.redteam.substitute import Images, Probabilities, Substitute, initialise, said
 from shared.datasets import Dataset
 
 Disturb: TypeAlias = Callable[[Probabilities, np.random.Generator], Probabilities]
@@ -155,12 +155,6 @@ def labels_of(answers: Probabilities) -> Probabilities:
     """[n, classes], one-hot."""
     labels: Probabilities = np.eye(answers.shape[1], dtype=np.float32)[answers.argmax(axis=1)]
     return labels
-
-
-def said(substitute: Substitute, images: Images) -> Probabilities:
-    """[n, classes], a copy's probabilities."""
-    probabilities: Probabilities = torch.from_numpy(substitute.logits(images)).softmax(dim=1).numpy()
-    return probabilities
 
 
 @dataclass(frozen=True, slots=True)

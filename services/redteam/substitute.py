@@ -162,6 +162,11 @@ class Substitute:
             raise ValueError("a copy that was never started has no network")
         return self._network
 
+    @property
+    def started(self) -> bool:
+        """Whether there is a network."""
+        return self._network is not None
+
     def start(self, shape: Shape) -> SubstituteNetwork:
         """Begin anew with a network for images of this shape that knows nothing."""
         self._network = self._architecture(shape, self.classes)
@@ -202,3 +207,9 @@ class Substitute:
         """[n], the most likely classes."""
         labels: NDArray[np.int64] = self.logits(images).argmax(axis=1)
         return labels
+
+
+def said(substitute: Substitute, images: Images) -> Probabilities:
+    """[n, classes], a copy's probabilities."""
+    probabilities: Probabilities = torch.from_numpy(substitute.logits(images)).softmax(dim=1).numpy()
+    return probabilities

@@ -27,8 +27,8 @@ from services.redteam.attack import Banned
 from services.redteam.campaign import Campaign, recovering
 from services.redteam.client import EndpointError, VictimClient
 from services.redteam.honest import Pace
-from services.redteam.knockoff import RandomSelection
 from services.redteam.plan import CampaignPlan, ClientPlan
+from services.redteam.pool import RandomSelection
 from services.redteam.recovery import Recovering
 from shared.datasets import load_fashion_mnist
 

@@ -27,7 +27,7 @@ from services.redteam.blinding import (
     train_auto_encoder,
 )
 from services.redteam.jacobian import JbaPgd, JbdaTr, JbTop3
-from services.redteam.knockoff import RandomSelection
+from services.redteam.pool import RandomSelection
 from services.redteam.substitute import Images, Probabilities, as_tensor
 from tests.support.undefended import Victim, splits
 

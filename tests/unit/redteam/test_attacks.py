@@ -19,7 +19,7 @@ from services.redteam.jacobian import (
     as_images,
     likeliest_others,
 )
-from services.redteam.knockoff import KnockoffNets
+from services.redteam.pool import KnockoffNets
 from services.redteam.substitute import Images, Probabilities, Substitute, VictimsOwn, Yardstick, as_tensor
 from shared.datasets import load_digits
 from tests.support.undefended import Victim, splits

@@ -23,8 +23,9 @@ from services.redteam.jacobian import (
     likeliest_others,
     within_classes,
 )
-from services.redteam.knockoff import KnockoffNets, RandomSelection
+from services.redteam.pool import POOL_ATTACKS, AdaptiveKnockoff, LineSearch, PoolAttack, RandomSelection
 from services.redteam.substitute import Images, Probabilities, Substitute, Yardstick, as_tensor
+from shared.datasets import Dataset
 from tests.support.undefended import Victim, splits
 
 ORIGINS = 40
@@ -203,12 +204,13 @@ def odd_attacks() -> list[Attack]:
         Dfme(SHAPE, batch=4, width=4, latent=8, request_rows=5),
         Maze(SHAPE, batch=2, directions=3, width=4, latent=8, request_rows=5),
         DfmsHl(SHAPE, initial=9, batch=4, game_steps=2, width=4, latent=8, request_rows=5),
-        KnockoffNets(images, request_rows=5),
-        RandomSelection(images, request_rows=5),
+        LineSearch(images, pairs=6, halvings=2, request_rows=5),
+        *(kind(images, round_queries=5, request_rows=5) for kind in POOL_ATTACKS),
+        AdaptiveKnockoff(Dataset(images, np.arange(12) % 3), round_queries=5, request_rows=5),
     ]
 
 
-@pytest.mark.parametrize("which", range(12))
+@pytest.mark.parametrize("which", range(19))
 def test_every_attack_takes_images_of_any_shape_and_any_number_of_classes(
     which: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,7 +223,7 @@ def test_every_attack_takes_images_of_any_shape_and_any_number_of_classes(
         return np.eye(CLASSES, dtype=np.float32)[images.sum(axis=(1, 2, 3)) % CLASSES]
 
     attack = odd_attacks()[which]
-    budget = 12 if isinstance(attack, RandomSelection) else 33
+    budget = 12 if isinstance(attack, PoolAttack | AdaptiveKnockoff) else 33
     report = attack.run(ask, budget, np.random.default_rng(0))
     assert report.queries == sum(len(images) for images in asked) == budget
     assert {images.shape[1:] for images in asked} == {SHAPE}

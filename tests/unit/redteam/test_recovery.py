@@ -12,7 +12,7 @@ from services.redteam import recovery
 from services.redteam.attack import Attack
 from services.redteam.dfme import Maze
 from services.redteam.jacobian import JbdaTr
-from services.redteam.knockoff import RandomSelection
+from services.redteam.pool import RandomSelection
 from services.redteam.recovery import (
     DEFENCES,
     UNDISTURBED,
