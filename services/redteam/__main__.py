@@ -44,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument("--request-rows", type=int, default=1, help="images a request of an attack (%(default)s)")
         one.add_argument("--seed", type=int, default=0, help="of everything that is drawn (%(default)s)")
         one.add_argument("--data", type=Path, default=DEFAULT_FOLDER, help="folder of the data sets (%(default)s)")
+        one.add_argument("--journals", type=Path, help="folder of what was answered: with it a cut run can go on")
         one.add_argument("--report", type=Path, help="JSON file to write")
         one.add_argument("--yardstick", type=Path, help="folder of the victim's bundle, to measure the copy by")
         if role == "attack":
@@ -102,6 +103,7 @@ def _plan_of_one(arguments: argparse.Namespace, report: Path) -> CampaignPlan:
         model=arguments.model,
         clients=(client,),
         report=report,
+        journals=arguments.journals,
         seed=arguments.seed,
         data=arguments.data,
         bundle=arguments.yardstick,

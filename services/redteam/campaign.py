@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
+from urllib.parse import quote
 
 import numpy as np
 
 from services.inference.model import Model
-from services.redteam.adaptive import Filtered, Mixed, SubstituteDetector, train_encoder
+from services.redteam.adaptive import Colluding, Filtered, Mixed, SubstituteDetector, train_encoder
 from services.redteam.attack import Account, Ask, Attack, AttackReport, Banned, Route
 from services.redteam.blinding import Blinded, blinding
 from services.redteam.client import EndpointError, VictimClient
@@ -21,6 +23,7 @@ from services.redteam.dfme import Dfme, Maze
 from services.redteam.dfms import DfmsHl
 from services.redteam.honest import HONEST_KINDS, Pace, drive
 from services.redteam.jacobian import SEEDS, Cloudleak, JbaBs, JbaCw, JbaPgd, Jbda, JbdaTr, JbTop3
+from services.redteam.journal import Journal, JournalError
 from services.redteam.plan import CampaignPlan, CampaignReport, ClientPlan, ClientReport
 from services.redteam.pool import (
     AdaptiveKnockoff,
@@ -151,27 +154,28 @@ ATTACKS: Mapping[str, AttackBuilder] = MappingProxyType(
 """How each attack is built from natural images (its seeds), its randomness, the data folder and the rows a request."""
 
 
-def adaptive_route(plan: ClientPlan, ask: Ask, data: Dataset, random: np.random.Generator) -> Route:
-    """The route from an attack to its account, by way of the disguises that its plan asks for.
+def adaptive_route(plan: ClientPlan, asks: Sequence[Ask], data: Dataset, random: np.random.Generator) -> Route:
+    """The route from an attack to its accounts, by way of the disguises that its plan asks for.
 
-    The filter comes last and sees what is sent; honest queries are mixed in unblinded.
+    The filter of each account comes last and sees what is sent; honest queries are mixed in unblinded.
 
     Args:
-        plan: of the account.
-        ask: the account.
+        plan: of the accounts.
+        asks: the accounts, of which there are several where they collude.
         data: natural images with labels, of which the attacker's own and its honest ones are drawn.
         random: of all that is drawn.
 
     Raises:
         KeyError: no such blinding.
     """
-    route: Route = Account(ask)
+    routes: list[Route] = [Account(ask) for ask in asks]
     own = data[random.permutation(len(data))[:OWN_IMAGES]]
     if plan.filtered:
         encode = train_encoder(own, OWN_EPOCHS, OWN_EPOCHS, int(random.integers(2**31)))
-        route = Filtered(route, SubstituteDetector.tuned(encode, own.images))
+        routes = [Filtered(route, SubstituteDetector.tuned(encode, own.images)) for route in routes]
     if plan.mix:
-        route = Mixed(route, data.images[random.permutation(len(data))], plan.mix, random)
+        routes = [Mixed(route, data.images[random.permutation(len(data))], plan.mix, random) for route in routes]
+    route = Colluding(routes) if len(routes) > 1 else routes[0]
     if plan.blinding:
         labels = np.eye(int(own.labels.max()) + 1, dtype=np.float32)[own.labels]
         route = Blinded(route, blinding(plan.blinding, plan.blinding_strength, own.images, labels, random), random)
@@ -240,22 +244,34 @@ class Campaign:
         random = np.random.default_rng([self._plan.seed, zlib.crc32(plan.account.encode())])
         report.state = "running"
         drive_one = self._honest if plan.role == "honest" else self._attack
+        keys = {plan.account: plan.key, **plan.accomplices}
         try:
-            with VictimClient(self._plan.address, plan.key, self._plan.model) as client:
-                drive_one(plan, Pace(plan.queries_per_second).pacing(client.query), random, report)
+            with contextlib.ExitStack() as stack:
+                asks = [
+                    self._ask(account, stack.enter_context(self._connected(key)), plan) for account, key in keys.items()
+                ]
+                drive_one(plan, asks, random, report)
             report.state = "done"
         except Banned:
             report.state = "banned"
-        except EndpointError as error:
+        except (EndpointError, JournalError) as error:
             report.state, report.error = "failed", str(error)
 
-    def _honest(self, plan: ClientPlan, ask: Ask, random: np.random.Generator, report: ClientReport) -> None:
+    def _connected(self, key: str) -> VictimClient:
+        return VictimClient(self._plan.address, key, self._plan.model)
+
+    def _ask(self, account: str, client: VictimClient, plan: ClientPlan) -> Ask:
+        ask = Pace(plan.queries_per_second).pacing(client.query)
+        journals = self._plan.journals
+        return Journal(journals / f"{quote(account, safe='')}.journal").keeping(ask) if journals else ask
+
+    def _honest(self, plan: ClientPlan, asks: Sequence[Ask], random: np.random.Generator, report: ClientReport) -> None:
         def told(answered: int) -> None:
             report.queries = answered
 
-        drive(ask, HONEST_KINDS[plan.kind](self._natural, plan.queries, random), told)
+        drive(asks[0], HONEST_KINDS[plan.kind](self._natural, plan.queries, random), told)
 
-    def _attack(self, plan: ClientPlan, ask: Ask, random: np.random.Generator, report: ClientReport) -> None:
+    def _attack(self, plan: ClientPlan, asks: Sequence[Ask], random: np.random.Generator, report: ClientReport) -> None:
         def told(progress: AttackReport) -> None:
             with self._lock:
                 report.queries = progress.queries
@@ -269,6 +285,6 @@ class Campaign:
         # Disguises and recovery draw from streams of their own, so that the attack underneath is the same without them.
         disguising, mending = random.spawn(2)
         attack = recovering(plan, attack, self._natural, mending)
-        route = adaptive_route(plan, ask, self._natural, disguising)
+        route = adaptive_route(plan, asks, self._natural, disguising)
         if attack.run(route, plan.queries, random, self._yardstick, told).banned:
             raise Banned

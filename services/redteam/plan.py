@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +21,8 @@ class ClientPlan(BaseModel):
     role: Literal["honest", "attack"]
     kind: str
     """One of `HONEST_KINDS` or of `ATTACKS`."""
+    accomplices: Mapping[str, str] = Field({}, repr=False)
+    """Further accounts of an attacker, with their keys: related queries are spread over all of them."""
     queries: int = Field(ge=1)
     """Of an honest client; an attacker's budget."""
     queries_per_second: float | None = Field(None, gt=0)
@@ -46,6 +49,8 @@ class CampaignPlan(BaseModel):
     clients: tuple[ClientPlan, ...] = Field(min_length=1)
     report: Path
     """Rewritten as the campaign goes on."""
+    journals: Path | None = None
+    """Folder of what each account was answered, so that a campaign that was cut goes on; none is kept where None."""
     seed: int = 0
     data: Path = DEFAULT_FOLDER
     bundle: Path | None = None
