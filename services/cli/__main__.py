@@ -9,11 +9,12 @@ import typer
 from kafka.errors import KafkaError
 from pydantic import ValidationError
 
-from services.cli import evaluation, inspection, keys, overrides, ownership, training
+from services.cli import evaluation, inspection, keys, overrides, ownership, redteam, training
 from services.cli.output import FAILED, CommandError
 from services.decision.policy_file import PolicyFileError
 from services.evaluation.figures import FiguresError
 from services.ownership.errors import OwnershipError
+from services.redteam.scenario import ScenarioError
 from shared.bundle import BundleError
 from shared.datasets import DatasetError
 from shared.keys import KeyFileError
@@ -34,6 +35,7 @@ app.add_typer(inspection.bundle, name="bundle")
 app.add_typer(inspection.topics, name="topics")
 app.add_typer(inspection.alerts, name="alerts")
 app.add_typer(ownership.evidence, name="evidence")
+app.add_typer(redteam.app, name="redteam")
 app.command("verdicts")(inspection.show_verdicts)
 app.command("verify")(ownership.verify)
 app.command("train")(training.train)
@@ -42,7 +44,8 @@ app.command("figures")(evaluation.show_figures)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command; ends the process: 0 done, 1 it could not be done, 2 wrong usage, 3 `verify` found theft.
+    """Run the command; ends the process: 0 done, 1 it could not be done, 2 wrong usage, 3 `verify` found theft
+    or `redteam run` a hole.
 
     Args:
         arguments: of the command; the process's own where None.
@@ -51,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         app(args=arguments, prog_name="portcullis")
     except (
         CommandError, PolicyFileError, BundleError, KeyFileError, TopicsError, FiguresError, DatasetError,
-        OwnershipError,
+        OwnershipError, ScenarioError,
     ) as error:  # fmt: skip
         _fail(str(error))
     except KafkaError as error:

@@ -14,7 +14,9 @@ from urllib.parse import quote
 
 import numpy as np
 
-from services.inference.model import Model
+from services.inference.model import Model, softmax
+from services.inference.responses import interface as responses
+from services.inference.responses.interface import truth
 from services.redteam.adaptive import Colluding, Filtered, Mixed, SubstituteDetector, train_encoder
 from services.redteam.attack import Account, Ask, Attack, AttackReport, Banned, Route
 from services.redteam.blinding import Blinded, blinding
@@ -24,7 +26,7 @@ from services.redteam.dfms import DfmsHl
 from services.redteam.honest import HONEST_KINDS, Pace, drive
 from services.redteam.jacobian import SEEDS, Cloudleak, JbaBs, JbaCw, JbaPgd, Jbda, JbdaTr, JbTop3
 from services.redteam.journal import Journal, JournalError
-from services.redteam.plan import CampaignPlan, CampaignReport, ClientPlan, ClientReport
+from services.redteam.plan import AnswerMode, CampaignPlan, CampaignReport, ClientPlan, ClientReport
 from services.redteam.pool import (
     AdaptiveKnockoff,
     CopyCat,
@@ -206,6 +208,17 @@ def bundle_yardstick(bundle: Bundle, data: Dataset) -> Yardstick:
     return Yardstick(data.images, labels.astype(np.int64), data.labels)
 
 
+def _undefended(bundle: Bundle | None, mode: AnswerMode) -> Ask:
+    """
+    Raises:
+        ValueError: there is no bundle whose model could answer.
+    """
+    if bundle is None:
+        raise ValueError("field undefended needs attackers, and field bundle, whose model answers them")
+    model = Model(bundle)
+    return lambda images: truth(softmax(model.logits(images)), responses.AnswerMode(mode))
+
+
 class Campaign:
     """Drives a plan's accounts to their ends."""
 
@@ -214,15 +227,18 @@ class Campaign:
         test = load_fashion_mnist("test", plan.data)
         # Seeds and yardstick share no image.
         self._natural, self._clean = test[YARDSTICK_IMAGES:], test[:YARDSTICK_IMAGES]
-        attacked = any(client.role == "attack" for client in plan.clients)
-        self._yardstick = bundle_yardstick(Bundle.load(plan.bundle), self._clean) if attacked and plan.bundle else None
-        self.report = CampaignReport(accounts={client.account: ClientReport() for client in plan.clients})
+        attackers = tuple(client for client in plan.clients if client.role == "attack")
+        self._clients = plan.clients if plan.undefended is None else attackers
+        bundle = Bundle.load(plan.bundle) if attackers and plan.bundle else None
+        self._yardstick = bundle_yardstick(bundle, self._clean) if bundle else None
+        self._victim = _undefended(bundle, plan.undefended) if plan.undefended else None
+        self.report = CampaignReport(accounts={client.account: ClientReport() for client in self._clients})
         self._lock = threading.Lock()
 
     def run(self, progress: Callable[[CampaignReport], None] = lambda report: None) -> CampaignReport:
         """Run every client to its end; the report is written about every second, and told to `progress`."""
-        with ThreadPoolExecutor(max_workers=len(self._plan.clients)) as threads:
-            running = [threads.submit(self._client, client) for client in self._plan.clients]
+        with ThreadPoolExecutor(max_workers=max(len(self._clients), 1)) as threads:
+            running = [threads.submit(self._client, client) for client in self._clients]
             while not all(one.done() for one in running):
                 self._write()
                 progress(self.report)
@@ -247,20 +263,17 @@ class Campaign:
         keys = {plan.account: plan.key, **plan.accomplices}
         try:
             with contextlib.ExitStack() as stack:
-                asks = [
-                    self._ask(account, stack.enter_context(self._connected(key)), plan) for account, key in keys.items()
-                ]
-                drive_one(plan, asks, random, report)
+                drive_one(plan, [self._ask(account, key, plan, stack) for account, key in keys.items()], random, report)
             report.state = "done"
         except Banned:
             report.state = "banned"
         except (EndpointError, JournalError) as error:
             report.state, report.error = "failed", str(error)
 
-    def _connected(self, key: str) -> VictimClient:
-        return VictimClient(self._plan.address, key, self._plan.model)
-
-    def _ask(self, account: str, client: VictimClient, plan: ClientPlan) -> Ask:
+    def _ask(self, account: str, key: str, plan: ClientPlan, stack: contextlib.ExitStack) -> Ask:
+        if self._victim:
+            return self._victim
+        client = stack.enter_context(VictimClient(self._plan.address, key, self._plan.model))
         ask = Pace(plan.queries_per_second).pacing(client.query)
         journals = self._plan.journals
         return Journal(journals / f"{quote(account, safe='')}.journal").keeping(ask) if journals else ask

@@ -10,6 +10,22 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from shared.datasets import DEFAULT_FOLDER
 
+AnswerMode = Literal["probabilities", "label"]
+
+
+AttackName = Literal[
+    "jbda", "jbda-tr", "jba-pgd", "jb-top3", "jba-cw", "jba-bs", "cloudleak", "dfme", "maze", "dfms-hl",
+    "knockoff-digits", "knockoff-adaptive-digits", "copycat", "random-natural", "activethief-uncertainty",
+    "activethief-k-center", "activethief-dfal", "activethief-dfal-k-center", "line-search",
+]  # fmt: skip
+"""Those of `services.redteam.campaign.ATTACKS`."""
+HonestName = Literal["steady", "shoes", "dark", "burst", "batches", "retrying"]
+"""Those of `services.redteam.honest.HONEST_KINDS`."""
+BlindingName = Literal[
+    "", "crop", "brightness", "scale", "rotate", "contrast", "uniform", "gaussian", "translate", "auto-encoder"
+]
+"""Those of `services.redteam.blinding.BLINDINGS`, and none."""
+
 
 class ClientPlan(BaseModel):
     """One account."""
@@ -19,8 +35,7 @@ class ClientPlan(BaseModel):
     account: str
     key: str = Field(repr=False)
     role: Literal["honest", "attack"]
-    kind: str
-    """One of `HONEST_KINDS` or of `ATTACKS`."""
+    kind: AttackName | HonestName
     accomplices: Mapping[str, str] = Field({}, repr=False)
     """Further accounts of an attacker, with their keys: related queries are spread over all of them."""
     queries: int = Field(ge=1)
@@ -28,8 +43,8 @@ class ClientPlan(BaseModel):
     queries_per_second: float | None = Field(None, gt=0)
     request_rows: int = Field(1, ge=1)
     """Of an attacker; an honest kind has its own."""
-    blinding: str = ""
-    """One of `BLINDINGS`, of an attacker that hides its queries; none where empty."""
+    blinding: BlindingName = ""
+    """Of an attacker that hides its queries."""
     blinding_strength: Literal["low", "high"] = "low"
     mix: float = Field(0.0, ge=0, lt=1)
     """Share of honest queries among all that an attacker sends; its budget pays for them."""
@@ -55,6 +70,9 @@ class CampaignPlan(BaseModel):
     data: Path = DEFAULT_FOLDER
     bundle: Path | None = None
     """The victim itself, to measure the copies by; no attack reads it."""
+    undefended: AnswerMode | None = None
+    """Where given, only the attackers act, and the bundle's model answers them itself, in this way: what they would get
+    if nobody stood between."""
 
 
 class ClientReport(BaseModel):
