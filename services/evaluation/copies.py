@@ -43,8 +43,6 @@ SEEDS = 100
 RADIUS = 0.1
 OWN_IMAGES = 2_000
 """Labelled images of a thief who mends answers."""
-KNOCKOFF_ROUND = 2_000
-"""Queries between two trainings of KnockoffNets' copy: it asks the same whatever it has learnt."""
 LABEL, PROBABILITIES = AnswerMode.LABEL, AnswerMode.PROBABILITIES
 SCENARIOS: Mapping[AnswerMode, str] = MappingProxyType({LABEL: "labels", PROBABILITIES: "probabilities"})
 
@@ -139,9 +137,10 @@ def attacks(context: Context, seed: int) -> dict[str, Build]:
     """The attacks of `NAMES`, as the thief of that seed builds them."""
     natural = seeds_of(context.natural, min(SEEDS, len(context.natural)), seed).images
     foreign = seeds_of(context.foreign, min(context.sizes.theft_budget, len(context.foreign)), seed).images
+    # KnockoffNets asks the same whatever its copy has learnt, so the copy is trained once, when all is asked.
     return {
         JBDA_TR: Jacobian(JbdaTr, natural, RADIUS),
-        KNOCKOFF: Knockoff(foreign, KNOCKOFF_ROUND),
+        KNOCKOFF: Knockoff(foreign, context.sizes.theft_budget),
         CLOUDLEAK: Seeded(Cloudleak, natural),
     }
 
