@@ -17,7 +17,7 @@ export MKL_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup data kafka proto lint format typecheck test test-quick demo train evaluate evaluate-quick figures bench up clean
+.PHONY: help setup data kafka proto lint format typecheck test test-quick demo train evaluate evaluate-quick figures bench load up clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -77,6 +77,9 @@ figures: setup ## the figures to reach, what was measured, and what falls short
 
 bench: setup data kafka ## measure; numbers in build/bench.json and docs/results/bench.md
 	@$(BIN)/python -m tests.bench --write-docs
+
+load: setup data kafka ## thousands of accounts against the whole system; build/load/load.md (LOAD='--minutes=60': a soak)
+	@$(BIN)/python -m tests.load $(LOAD)
 
 up: setup kafka ## start Kafka and every service; Ctrl-C stops all
 	@$(BIN)/python -m deploy.local

@@ -31,9 +31,9 @@ EXPLANATIONS = {
         "timestamps of their signals; the decision, which drains what all four said, by the time its takes took."
     ),
     "responses": (
-        "Milliseconds for one query of an account under perturbation, beside 5,000 remembered answers. Another thread "
-        "hashes it and does what the response asks of networks (see); the event loop answers; together, both and the "
-        "way between them. Below, the hashes alone, and one compared with all records, beside imagehash's interface."
+        "Milliseconds for one query of an account under perturbation, beside 5,000 remembered answers. Its hash "
+        "and what the response looks at come first, in another thread where that takes long; then the event loop "
+        "answers. Below, the hashes alone, and one compared with all records, beside imagehash's interface."
     ),
 }
 

@@ -1,0 +1,106 @@
+"""The clients of a load, in a process of their own: sends what it is told, when it is told, and keeps what came of it.
+
+    python -m tests.load.generator FOLDER HOST:PORT MODEL open|closed CONCURRENT
+
+Open: every query is sent at its moment, whether or not earlier ones were answered, and its latency counts from that
+moment: a server that stalls is charged for everybody who waits (no coordinated omission). Closed: so many queries are
+under way at any time, in the same order, until the time is up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import grpc
+import numpy as np
+
+from shared.pb.open_inference import open_inference_grpc_pb2 as pb
+from shared.pb.open_inference import open_inference_grpc_pb2_grpc as rpc
+
+CONNECTIONS = 8
+ANSWERED, REFUSED = 0, 1
+
+
+class Clients:
+    """All accounts' requests, over a few connections."""
+
+    def __init__(self, folder: Path, address: str, model: str) -> None:
+        self._images = np.load(folder / "images.npy", mmap_mode="r")
+        traffic = np.load(folder / "traffic.npz")
+        self.at, self._account, self._image = traffic["at"], traffic["account"], traffic["image"]
+        self._keys: list[str] = json.loads((folder / "keys.json").read_text())
+        self._model = model
+        self._stubs = [rpc.GRPCInferenceServiceStub(grpc.aio.insecure_channel(address)) for _ in range(CONNECTIONS)]
+        self.results: list[tuple[int, float, float, int]] = []
+        """Of each query: its number, when it was due or sent, its latency in seconds, and `ANSWERED` or `REFUSED`."""
+
+    async def ask(self, number: int, due: float, clock: Callable[[], float]) -> None:
+        """Send one query and keep what became of it; `due` is when its latency begins."""
+        image = self._images[self._image[number]]
+        request = pb.ModelInferRequest(
+            model_name=self._model,
+            inputs=[pb.ModelInferRequest.InferInputTensor(name="image", datatype="UINT8", shape=[1, *image.shape])],
+            raw_input_contents=[image.tobytes()],
+        )
+        account = int(self._account[number])
+        stub = self._stubs[account % CONNECTIONS]
+        try:
+            await stub.ModelInfer(request, metadata=(("authorization", f"Bearer {self._keys[account]}"),))
+            outcome = ANSWERED
+        except grpc.aio.AioRpcError:
+            outcome = REFUSED
+        self.results.append((number, due, clock() - due, outcome))
+
+    async def open_loop(self, clock: Callable[[], float]) -> None:
+        """Everything at its moment."""
+        under_way: set[asyncio.Task[None]] = set()
+        for number, due in enumerate(self.at.tolist()):
+            if (wait := due - clock()) > 0:
+                await asyncio.sleep(wait)
+            task = asyncio.create_task(self.ask(number, due, clock))
+            under_way.add(task)
+            task.add_done_callback(under_way.discard)
+        await asyncio.gather(*under_way)
+
+    async def closed_loop(self, clock: Callable[[], float], concurrent: int) -> None:
+        """As fast as answers come, for as long as the traffic lasts."""
+        numbers, end = itertools.count(), float(self.at[-1])
+
+        async def one_after_another() -> None:
+            while (now := clock()) < end:
+                await self.ask(next(numbers) % len(self.at), now, clock)
+
+        await asyncio.gather(*(one_after_another() for _ in range(concurrent)))
+
+
+async def _run(arguments: Sequence[str]) -> None:
+    folder, address, model, loop, concurrent = arguments
+    clients = Clients(Path(folder), address, model)
+    await clients.ask(0, 0.0, time.monotonic)
+    clients.results.clear()
+    print("ready", flush=True)
+    await asyncio.to_thread(sys.stdin.readline)
+    begin = time.monotonic()
+
+    def clock() -> float:
+        return time.monotonic() - begin
+
+    if loop == "open":
+        await clients.open_loop(clock)
+    else:
+        await clients.closed_loop(clock, int(concurrent))
+    number, at, latency, outcome = zip(*clients.results, strict=True)
+    np.savez(
+        Path(folder) / "results.npz", number=np.array(number), at=np.array(at), latency=np.array(latency),
+        outcome=np.array(outcome),
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    asyncio.run(_run(sys.argv[1:]))
