@@ -36,6 +36,8 @@ PLAIN, ADVERSARIAL, DOUBTING = (
     Defence("trained plainly"), Defence("trained adversarially"), Defence("the bundle's: trained to doubt"),
 )  # fmt: skip
 TRAININGS = (PLAIN, ADVERSARIAL, DOUBTING)
+VARIANTS = MappingProxyType({PLAIN: "plain", ADVERSARIAL: "adversarial"})
+"""Bundles of them, by name; the last one's is the bundle itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,7 @@ def _steal(context: Context, models: Mapping[Defence, nn.Module]) -> Thefts:
             # Probabilities are told to the first seed's thieves alone, as where the whole system is measured.
             if mode is LABEL or seed == sizes.theft_seeds[0]
         ]
-        bundle = None if training is DOUBTING else with_model(context, model, training.name.replace(" ", "-"))
+        bundle = with_model(context, model, VARIANTS[training]) if training in VARIANTS else None
         found += context.steal(thieves, f"thieves of a model {training.name.removeprefix('the ')}", bundle)
     return Thefts(found)
 
