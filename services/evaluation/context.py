@@ -80,7 +80,7 @@ class Sizes:
     counted_crafted: int = 1_200
     honest_accounts: int = 308
     honest_queries: int = 10_000
-    lives: Sequence[tuple[int, int]] = ((2_002, 1_000), (14, 50_000))
+    lives: Sequence[tuple[int, int]] = ((2_002, 1_000), (8, 50_000))
     samples: int = 2_000
     drawn_accounts: int = 2
     drawn_queries: int = 400

@@ -173,9 +173,9 @@ def lives(context: Context) -> Study:
     return Study(
         name="lives",
         title="How many honest accounts are hurt, by how long they live",
-        text="Further accounts of every kind in turn, on images that neither training nor calibration has seen: many "
-        f"that are short, a few that are long. The threshold is 10^{threshold:.1f}. [guarantee](guarantee.md) has the "
-        "accounts between, by kind.",
+        text="Further accounts of every kind in turn, as far as they go, on images that neither training nor "
+        f"calibration has seen: many that are short, a few that are long. The threshold is 10^{threshold:.1f}. "
+        "[guarantee](guarantee.md) has the accounts between, by kind.",
         tables=[
             Table(
                 "By length",

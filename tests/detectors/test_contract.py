@@ -334,7 +334,7 @@ def test_the_state_of_an_account_is_bounded_over_its_life(
     features = long_features[detector.name]
     store, state, sizes = Store(), detector.initial(), []
     # The similarity detector takes ten times as long as the others; its state, too, is full before half of that.
-    queries = 50_000 if detector.name == "similarity" else 100_000
+    queries = 20_000 if detector.name == "similarity" else 100_000
     for start in range(0, queries, ROWS):
         turn = features | {"digest": np.arange(start, start + ROWS, dtype=np.uint64)}
         detector.replay(state, turn, np.arange(ROWS))

@@ -30,7 +30,7 @@ from shared.datasets import Dataset, load_digits
 from tests.support.undefended import Victim, splits
 
 ROWS = 64
-ROUND, BUDGET = 120, 240
+ROUND, BUDGET = 60, 120
 ACTIVE: tuple[type[PoolAttack], ...] = (Uncertainty, KCenter, Dfal, DfalKCenter)
 
 
@@ -38,10 +38,17 @@ def pool() -> Images:
     return splits().test.images[6000:8000]
 
 
+@pytest.fixture
+def careless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies that hardly learn, where only what is asked matters."""
+    monkeypatch.setattr("services.redteam.substitute.LEAST_STEPS", 1)
+    monkeypatch.setattr("services.redteam.pool.EPOCHS", 1)
+
+
 def attacks() -> dict[str, Attack]:
     both = np.concatenate([load_digits().images[:1000], pool()[:1000]])
     return {
-        **{kind.name: kind(pool(), ROUND, ROWS) for kind in ACTIVE},
+        **{kind.name: kind(pool()[:600], ROUND, ROWS) for kind in ACTIVE},
         CopyCat.name: CopyCat(both, ROUND, ROWS),
         AdaptiveKnockoff.name: AdaptiveKnockoff(splits().test[6000:8000], ROUND, ROWS),
         LineSearch.name: LineSearch(pool()[:ROUND], pairs=100, halvings=3, request_rows=ROWS),
@@ -57,6 +64,7 @@ def test_a_copy_gets_better_than_its_first_round_made_it(name: str, victim: Vict
     assert agreement[-1] > agreement[0] + (-0.01 if name == LineSearch.name else 0.03)
 
 
+@pytest.mark.usefixtures("careless")
 @pytest.mark.parametrize("kind", [*ACTIVE, RandomSelection, KnockoffNets, CopyCat])
 def test_no_image_is_asked_twice_and_a_used_up_pool_ends_the_attack(kind: type[PoolAttack], victim: Victim) -> None:
     images = pool()[:50]
@@ -117,6 +125,7 @@ def test_images_near_the_border_change_their_label_by_less_noise(copy: Substitut
     assert changed[:100].mean() > changed[-100:].mean() + 0.1
 
 
+@pytest.mark.usefixtures("careless")
 def test_the_bandit_asks_more_of_the_class_whose_answers_teach_more() -> None:
     """Class 0 is answered with certainty and variety, class 1 always with the same doubt."""
     images = np.random.default_rng(0).integers(0, 256, (2000, 1, 4, 4), dtype=np.uint8)
@@ -135,6 +144,7 @@ def test_the_bandit_asks_more_of_the_class_whose_answers_teach_more() -> None:
     assert share[-1] > 0.55
 
 
+@pytest.mark.usefixtures("careless")
 def test_a_line_search_ends_at_the_border(victim: Victim) -> None:
     images = pool()[:20]
 
