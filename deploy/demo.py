@@ -44,6 +44,7 @@ from deploy.processes import end, spawn, tail
 from services.redteam.plan import CampaignPlan, CampaignReport
 from shared.bundle import Bundle, BundleError
 from shared.datasets import DatasetError, load_digits, load_fashion_mnist
+from shared.files import write_whole
 from shared.keys import KeyFile, issue_key
 from shared.topics_admin import TopicsError
 
@@ -133,8 +134,7 @@ class Campaigns:
     def __enter__(self) -> Campaigns:
         for kind, plan in self._plans.items():
             path = self._folder / f"plan-{kind}.json"
-            path.touch(mode=0o600)  # it holds the accounts' keys
-            path.write_text(plan.model_dump_json())
+            write_whole(path, plan.model_dump_json().encode(), private=True)  # it holds the accounts' keys
             command = [sys.executable, "-m", "services.redteam", "campaign", "--quiet", str(path)]
             # Clients come after the defence: they must not take the processor from what they are to be caught by.
             self._processes[kind] = spawn(["nice", *command], self._log(kind), {"OMP_NUM_THREADS": "1"})

@@ -10,13 +10,12 @@ from typing import Annotated, Any
 import typer
 
 from services.cli.output import AsJson, CommandError, moment, say, show_table
-from services.cli.streams import follow, read_all
+from services.cli.streams import follow, read_verdicts
 from services.decision.policy_file import DEFAULT_POLICY, load_policy
 from shared.bundle import Bundle
-from shared.codec import CodecError, decode_verdict
 from shared.events import Action, Verdict
 from shared.settings import ServiceSettings
-from shared.topics import ALERTS, VERDICTS
+from shared.topics import ALERTS
 from shared.topics_admin import create_topics
 from shared.validation import printable
 
@@ -87,15 +86,11 @@ def show_verdicts(
 ) -> None:
     """Show the verdict in force on each account."""
     latest: dict[str, Verdict] = {}
-    for record in read_all(ServiceSettings(), VERDICTS):
-        if record.value is None:
-            latest.pop((record.key or b"").decode(errors="replace"), None)
-            continue
-        try:
-            verdict = decode_verdict(record.value)
-        except CodecError as error:
-            raise CommandError(f"{record.topic} at {record.partition}:{record.offset}: {error}") from error
-        latest[verdict.account] = verdict
+    for name, verdict in read_verdicts(ServiceSettings()):
+        if verdict is None:
+            latest.pop(name, None)
+        else:
+            latest[name] = verdict
     shown = [
         _verdict_row(verdict)
         for name, verdict in sorted(latest.items())

@@ -20,7 +20,8 @@ KeysPath = Annotated[
 Account = Annotated[str, typer.Argument(help="Name of the account.")]
 
 
-def _open(path: Path) -> KeyFile:
+def open_keys(path: Path) -> KeyFile:
+    """The file's keys; none where there is no file yet."""
     return KeyFile.load(path) if path.exists() else KeyFile(path, {})
 
 
@@ -39,7 +40,7 @@ def _shown_once(added: dict[str, str]) -> str:
 @app.command()
 def add(account: Account, keys: KeysPath = DEFAULT_KEYS, as_json: AsJson = False) -> None:
     """Issue one more key to an account, new or known; it is printed once and stored nowhere."""
-    file, added = _add(_open(keys), account)
+    file, added = _add(open_keys(keys), account)
     file.save()
     say(added, as_json, _shown_once(added))
 
@@ -52,7 +53,7 @@ def rotate(
     as_json: AsJson = False,
 ) -> None:
     """Issue a new key to a known account; the old ones stay valid until they are revoked."""
-    file = _open(keys)
+    file = open_keys(keys)
     old = file.accounts.get(account)
     if not old:
         raise CommandError(f"{keys}: no account {account!r}; `portcullis keys add {account}` makes one")
@@ -74,7 +75,7 @@ def revoke(
 ) -> None:
     """Revoke one key; an account without keys is gone."""
     try:
-        file = _open(keys).revoke(key_id)
+        file = open_keys(keys).revoke(key_id)
     except KeyError:
         raise CommandError(f"{keys}: no key {key_id!r}; `portcullis keys list` shows them") from None
     file.save()
@@ -86,7 +87,7 @@ def list_keys(keys: KeysPath = DEFAULT_KEYS, as_json: AsJson = False) -> None:
     """Show accounts and the ids of their keys."""
     rows = [
         {"account": account, "id": record.id, "created": record.created.isoformat()}
-        for account, records in sorted(_open(keys).accounts.items())
+        for account, records in sorted(open_keys(keys).accounts.items())
         for record in records
     ]
     show_table(rows, ("account", "id", "created"), as_json, f"{keys}: no keys; `portcullis keys add ACCOUNT` makes one")

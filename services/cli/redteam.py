@@ -15,17 +15,16 @@ from typing import Annotated
 import typer
 import yaml
 
+from services.cli.keys import open_keys
 from services.cli.output import AsJson, CommandError, say, show_table
-from services.cli.streams import read_all
+from services.cli.streams import read_verdicts
 from services.redteam.plan import CampaignPlan, CampaignReport
 from services.redteam.scenario import Scenario, load_scenario, load_secrets
-from shared.codec import CodecError, decode_verdict
 from shared.datasets import DEFAULT_FOLDER
 from shared.events import Verdict
 from shared.files import write_whole
-from shared.keys import DEFAULT_KEYS, KeyFile, issue_key
+from shared.keys import DEFAULT_KEYS, issue_key
 from shared.settings import ServiceSettings
-from shared.topics import VERDICTS
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -73,15 +72,14 @@ def keys(
 ) -> None:
     """Issue an API key to every account of a scenario that has none yet."""
     known = load_secrets(secrets) if secrets.exists() else {}
-    key_file = KeyFile.load(file) if file.exists() else KeyFile(file, {})
+    key_file = open_keys(file)
     added = [account for account in load_scenario(_file(name)).accounts if account not in known]
     for account in added:
         known[account], record = issue_key(account)
         key_file = key_file.add(account, record)
     key_file.save()
     secrets.parent.mkdir(parents=True, exist_ok=True)
-    secrets.touch(mode=0o600)
-    secrets.write_text(yaml.safe_dump(known))
+    write_whole(secrets, yaml.safe_dump(known).encode(), private=True)
     say(
         {"issued": added, "keys": str(file), "secrets": str(secrets)}, as_json,
         f"{len(added)} keys issued; their hashes are in {file}, they themselves in {secrets}",
@@ -162,9 +160,8 @@ def _started(folder: Path) -> int:
 def _campaign(plan: CampaignPlan, folder: Path, bars: bool) -> CampaignReport:
     """Drive the clients in a process of their own: two stub sets of one protobuf package cannot live in one."""
     file = folder / "plan.json"
-    file.touch(mode=0o600)  # it holds the accounts' keys
+    write_whole(file, plan.model_dump_json().encode(), private=True)  # it holds the accounts' keys
     try:
-        file.write_text(plan.model_dump_json())
         command = [sys.executable, "-m", "services.redteam", "campaign", *([] if bars else ["--quiet"]), str(file)]
         ended = subprocess.run(
             command, check=False, stdout=subprocess.DEVNULL if not bars else None, stderr=subprocess.PIPE, text=True,
@@ -181,13 +178,7 @@ def _campaign(plan: CampaignPlan, folder: Path, bars: bool) -> CampaignReport:
 def _verdicts(settings: ServiceSettings, scenario: Scenario, since: int) -> Mapping[str, Sequence[Verdict]]:
     found: defaultdict[str, list[Verdict]] = defaultdict(list)
     accounts = set(scenario.accounts)
-    for record in read_all(settings, VERDICTS):
-        if record.value is None:
-            continue
-        try:
-            verdict = decode_verdict(record.value)
-        except CodecError as error:
-            raise CommandError(f"{record.topic} at {record.partition}:{record.offset}: {error}") from error
-        if verdict.account in accounts and verdict.model_name == scenario.model and verdict.issued_at >= since:
-            found[verdict.account].append(verdict)
+    for account, verdict in read_verdicts(settings):
+        if verdict and account in accounts and verdict.model_name == scenario.model and verdict.issued_at >= since:
+            found[account].append(verdict)
     return found

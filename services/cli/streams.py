@@ -10,8 +10,10 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import KafkaError
 
 from services.cli.output import CommandError
+from shared.codec import CodecError, decode_verdict
+from shared.events import Verdict
 from shared.settings import ServiceSettings
-from shared.topics import Topic, partition_of
+from shared.topics import VERDICTS, Topic, partition_of
 
 CONNECT_MS = 5_000
 ACKNOWLEDGE_SECONDS = 15.0
@@ -100,6 +102,23 @@ def read_all(settings: ServiceSettings, topic: Topic) -> list[Any]:
             for polled in consumer.poll(POLL_MS).values():
                 records += polled
     return records
+
+
+def read_verdicts(settings: ServiceSettings) -> Iterator[tuple[str, Verdict | None]]:
+    """Account and verdict of every record that is in the topic now, in order; None where a verdict was taken back.
+
+    Raises:
+        CommandError: Kafka does not answer, the topic is not there, or a record is no verdict.
+    """
+    for record in read_all(settings, VERDICTS):
+        if record.value is None:
+            yield (record.key or b"").decode(errors="replace"), None
+            continue
+        try:
+            verdict = decode_verdict(record.value)
+        except CodecError as error:
+            raise CommandError(f"{record.topic} at {record.partition}:{record.offset}: {error}") from error
+        yield verdict.account, verdict
 
 
 def follow(settings: ServiceSettings, topic: Topic, from_beginning: bool) -> Iterator[Any]:

@@ -15,8 +15,7 @@ from urllib.parse import quote
 import numpy as np
 
 from services.inference.model import Model, softmax
-from services.inference.responses import interface as responses
-from services.inference.responses.interface import truth
+from services.inference.responses.interface import AnswerMode, truth
 from services.redteam.adaptive import Colluding, Filtered, Mixed, SubstituteDetector, train_encoder
 from services.redteam.attack import Account, Ask, Attack, AttackReport, Banned, Route
 from services.redteam.blinding import Blinded, blinding
@@ -26,7 +25,7 @@ from services.redteam.dfms import DfmsHl
 from services.redteam.honest import HONEST_KINDS, Pace, drive
 from services.redteam.jacobian import SEEDS, Cloudleak, JbaBs, JbaCw, JbaPgd, Jbda, JbdaTr, JbTop3
 from services.redteam.journal import Journal, JournalError
-from services.redteam.plan import AnswerMode, CampaignPlan, CampaignReport, ClientPlan, ClientReport
+from services.redteam.plan import AnswerKind, CampaignPlan, CampaignReport, ClientPlan, ClientReport
 from services.redteam.pool import (
     AdaptiveKnockoff,
     CopyCat,
@@ -208,7 +207,7 @@ def bundle_yardstick(bundle: Bundle, data: Dataset) -> Yardstick:
     return Yardstick(data.images, labels.astype(np.int64), data.labels)
 
 
-def _undefended(bundle: Bundle | None, mode: AnswerMode) -> Ask:
+def _undefended(bundle: Bundle | None, kind: AnswerKind) -> Ask:
     """
     Raises:
         ValueError: there is no bundle whose model could answer.
@@ -216,7 +215,7 @@ def _undefended(bundle: Bundle | None, mode: AnswerMode) -> Ask:
     if bundle is None:
         raise ValueError("field undefended needs attackers, and field bundle, whose model answers them")
     model = Model(bundle)
-    return lambda images: truth(softmax(model.logits(images)), responses.AnswerMode(mode))
+    return lambda images: truth(softmax(model.logits(images)), AnswerMode(kind))
 
 
 class Campaign:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from shared.datasets import DEFAULT_FOLDER
 
-AnswerMode = Literal["probabilities", "label"]
+AnswerKind = Literal["probabilities", "label"]
 
 
 AttackName = Literal[
@@ -70,7 +70,7 @@ class CampaignPlan(BaseModel):
     data: Path = DEFAULT_FOLDER
     bundle: Path | None = None
     """The victim itself, to measure the copies by; no attack reads it."""
-    undefended: AnswerMode | None = None
+    undefended: AnswerKind | None = None
     """Where given, only the attackers act, and the bundle's model answers them itself, in this way: what they would get
     if nobody stood between."""
 

@@ -29,7 +29,7 @@ Rows = NDArray[np.intp]
 
 
 class PoolAttack(Attack):
-    """Rounds of images that a subclass chooses from those left in the pool; the copy starts anew after each."""
+    """Rounds of images from a pool, none of them twice; the copy starts anew after each."""
 
     def __init__(self, images: Images, round_queries: int = 300, request_rows: int = 1) -> None:
         """
@@ -46,12 +46,19 @@ class PoolAttack(Attack):
             raise ValueError(f"{self.name} needs images to choose from")
         self.images = images
         self.round_queries = round_queries
-        self._left: Rows = np.empty(0, dtype=np.intp)
+
+    def learn(self, loot: Loot, substitute: Substitute) -> None:
+        """Start anew and train on everything."""
+        substitute.train(loot.images, loot.told, EPOCHS)
+
+
+class ChoosingAttack(PoolAttack):
+    """The first round is drawn at random; then a subclass chooses from the images that are left."""
 
     def questions(self, loot: Loot, substitute: Substitute | None) -> Questions:
-        """The chosen images; none twice."""
+        """The chosen images."""
         if not loot.put:
-            self._left = loot.random.permutation(len(self.images))
+            self._left: Rows = loot.random.permutation(len(self.images))
         count = min(self.round_queries, len(self._left))
         if substitute is None or not count:
             places = np.arange(count)
@@ -65,12 +72,8 @@ class PoolAttack(Attack):
     def choose(self, loot: Loot, substitute: Substitute, images: Images, count: int) -> Rows:
         """[count] rows of `images` [n, ...], which are left and in random order."""
 
-    def learn(self, loot: Loot, substitute: Substitute) -> None:
-        """Start anew and train on everything."""
-        substitute.train(loot.images, loot.told, EPOCHS)
 
-
-class RandomSelection(PoolAttack):
+class RandomSelection(ChoosingAttack):
     """Images of a set in random order (TR 2021-126, III-C: the baseline of the others)."""
 
     name = "random selection"
@@ -100,7 +103,7 @@ class CopyCat(RandomSelection):
 # ---- ActiveThief: Pal et al. 2020, section 4.2 ----
 
 
-class Uncertainty(PoolAttack):
+class Uncertainty(ChoosingAttack):
     """ActiveThief's uncertainty strategy: the images of which the copy's answer has the largest entropy."""
 
     name = "ActiveThief, uncertainty"
@@ -112,7 +115,7 @@ class Uncertainty(PoolAttack):
         return np.argsort(-entropy, kind="stable")[:count]
 
 
-class KCenter(PoolAttack):
+class KCenter(ChoosingAttack):
     """ActiveThief's k-center strategy: answers of the copy that lie as far as can be from those to asked images."""
 
     name = "ActiveThief, k-center"
@@ -122,7 +125,7 @@ class KCenter(PoolAttack):
         return farthest(said(substitute, images), said(substitute, loot.images), count)
 
 
-class Dfal(PoolAttack):
+class Dfal(ChoosingAttack):
     """ActiveThief's DFAL strategy (Ducoffe and Precioso 2018): the images that are nearest to the copy's border.
 
     The way to the border is DeepFool's (Moosavi-Dezfooli et al. 2016). Written here: Foolbox needs git to be imported.
@@ -135,7 +138,7 @@ class Dfal(PoolAttack):
         return nearest_to_the_border(substitute, images[: max(CONSIDERED, count)], count)
 
 
-class DfalKCenter(PoolAttack):
+class DfalKCenter(ChoosingAttack):
     """ActiveThief's DFAL+k-center: of the images near the border those that are far from each other."""
 
     name = "ActiveThief, DFAL+k-center"
@@ -223,7 +226,7 @@ POOL_ATTACKS: tuple[type[PoolAttack], ...] = (
 # ---- KnockoffNets' adaptive policy ----
 
 
-class AdaptiveKnockoff(Attack):
+class AdaptiveKnockoff(PoolAttack):
     """KnockoffNets (Orekondy et al. 2019), policy adaptive: a bandit learns which classes of the pool teach most.
 
     Each class of the pool is an action, drawn by the softmax of its preference; preferences follow the gradient bandit
@@ -244,18 +247,15 @@ class AdaptiveKnockoff(Attack):
         Raises:
             ValueError: no images.
         """
-        super().__init__(request_rows)
-        if not len(pool):
-            raise ValueError(f"{self.name} needs images to choose from")
-        self.pool = pool
-        self.round_queries = round_queries
+        super().__init__(pool.images, round_queries, request_rows)
+        self._labels = pool.labels
 
     def questions(self, loot: Loot, substitute: Substitute | None) -> Questions:
         """Images of the classes that are drawn; none twice."""
         if not loot.put:
-            order = loot.random.permutation(len(self.pool))
-            actions = int(self.pool.labels.max()) + 1
-            self._left = [order[self.pool.labels[order] == action].tolist() for action in range(actions)]
+            order = loot.random.permutation(len(self.images))
+            actions = int(self._labels.max()) + 1
+            self._left = [order[self._labels[order] == action].tolist() for action in range(actions)]
             self.preferences = np.zeros(actions)
             self._times = np.zeros(actions)
             self._rewards = _Rewards()
@@ -265,7 +265,7 @@ class AdaptiveKnockoff(Attack):
             action = int(loot.random.choice(len(self._left), p=self._policy()))
             self._action_of[loot.put + len(chosen)] = action
             chosen.append(self._left[action].pop())
-        return loot.questioning(self.pool.images[chosen])
+        return loot.questioning(self.images[chosen])
 
     def _policy(self) -> NDArray[np.float64]:
         open_ = np.array([bool(left) for left in self._left])
@@ -280,7 +280,7 @@ class AdaptiveKnockoff(Attack):
         rewards = self._rewards.of(loot.told[new], loot.told, views)
         for row, reward in zip(new.tolist(), rewards.tolist(), strict=True):
             self._reinforce(self._action_of.pop(int(loot.numbers[row])), reward)
-        substitute.train(loot.images, loot.told, EPOCHS)
+        super().learn(loot, substitute)
 
     def _reinforce(self, action: int, reward: float) -> None:
         """One step of the gradient bandit (their eq. of section 4.2.2)."""

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from services.redteam.plan import AnswerMode, AttackName, BlindingName, ClientPlan, HonestName
+from services.redteam.plan import AnswerKind, AttackName, BlindingName, ClientPlan, HonestName
 from shared.keys import Account
 from shared.validation import first_mistake
 
@@ -80,7 +80,7 @@ class Scenario(BaseModel):
     """What it is meant to show."""
     model: str = "fashion-mnist"
     """Name of the served model."""
-    answers: AnswerMode = "probabilities"
+    answers: AnswerKind = "probabilities"
     """What the endpoint answers; so answers the model with which the attackers are compared."""
     seed: int = 0
     parties: Annotated[tuple[Party, ...], Field(min_length=1)]

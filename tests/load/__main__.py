@@ -12,7 +12,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,12 +20,10 @@ from rich.console import Console
 from deploy.kafka.broker import BrokerError, stop_on_sigterm
 from deploy.local import REPOSITORY, LocalSystem, LocalSystemError
 from services.cli.output import CommandError
-from services.cli.streams import read_all
+from services.cli.streams import read_verdicts
 from services.evaluation import report
 from shared.bundle import Bundle
-from shared.codec import decode_verdict
 from shared.events import Action
-from shared.topics import VERDICTS
 from tests.bench.measure import Plan, SectionError, trained_bundle
 from tests.bench.system import enforced, issue_keys, system
 from tests.load.findings import Load, study
@@ -174,11 +171,9 @@ def _state(watch: Watch) -> str:
 def _touched(running: LocalSystem) -> Mapping[str, tuple[str, int]]:
     """Accounts that met a verdict: the first action other than allow, and at which query."""
     found: dict[str, tuple[str, int]] = {}
-    records: list[Any] = read_all(running.settings, VERDICTS)
-    for record in sorted(records, key=lambda one: one.timestamp):
-        verdict = decode_verdict(record.value) if record.value else None
+    for account, verdict in read_verdicts(running.settings):
         if verdict and verdict.action in (Action.PERTURB, Action.THROTTLE, Action.BAN):
-            found.setdefault(verdict.account, (verdict.action.name.lower(), verdict.at_query))
+            found.setdefault(account, (verdict.action.name.lower(), verdict.at_query))
     return found
 
 

@@ -66,13 +66,6 @@ class Load:
         """Honest accounts that met one."""
         return [name for name in self.traffic.accounts[: self.traffic.honest] if name in self.touched]
 
-    @property
-    def growth(self) -> float:
-        """Resident memory at the end over that after `WARM` of the run, worst service; see the issue's soak-growth."""
-        warm = int(np.searchsorted(self.samples.seconds, WARM * self.seconds))
-        columns = [np.array(column, dtype=float) for column in self.samples.resident.values()]
-        return max(float(column[-1] / column[min(warm, len(column) - 1)]) for column in columns)
-
 
 def study(load: Load, folder: Path) -> Study:
     """The page; its picture goes into the folder."""

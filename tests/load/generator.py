@@ -20,8 +20,8 @@ from pathlib import Path
 import grpc
 import numpy as np
 
-from shared.pb.open_inference import open_inference_grpc_pb2 as pb
 from shared.pb.open_inference import open_inference_grpc_pb2_grpc as rpc
+from tests.bench.client import requests
 
 CONNECTIONS = 8
 ANSWERED, REFUSED = 0, 1
@@ -42,12 +42,8 @@ class Clients:
 
     async def ask(self, number: int, due: float, clock: Callable[[], float]) -> None:
         """Send one query and keep what became of it; `due` is when its latency begins."""
-        image = self._images[self._image[number]]
-        request = pb.ModelInferRequest(
-            model_name=self._model,
-            inputs=[pb.ModelInferRequest.InferInputTensor(name="image", datatype="UINT8", shape=[1, *image.shape])],
-            raw_input_contents=[image.tobytes()],
-        )
+        image = self._image[number]
+        (request,) = requests(self._model, self._images[image : image + 1], 1)
         account = int(self._account[number])
         stub = self._stubs[account % CONNECTIONS]
         try:

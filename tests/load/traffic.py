@@ -22,8 +22,8 @@ ATTACK_QUERIES = 600
 ATTACK_RATE = 4.0
 """Queries a second of each attacker."""
 SEEDS = 100
-REFILL = 64
-"""Images of an honest account that are drawn at once; it begins anew with them when it has sent them all."""
+MOST_IMAGES = 6_400
+"""Of an honest account; it begins anew with them when it has sent them all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ def draw_traffic(
     for number in np.flatnonzero(counts).tolist():
         if number % 200 == 0:
             report(f"drawing honest account {number} of {honest}")
-        own = draw_account(splits.test, number, int(min(counts[number], REFILL * HEAVY)), seed).images
+        own = draw_account(splits.test, number, int(min(counts[number], MOST_IMAGES)), seed).images
         image[account == number] = end + np.arange(counts[number]) % len(own)
         images.append(own)
         end += len(own)

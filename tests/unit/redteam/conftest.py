@@ -18,6 +18,12 @@ def trained() -> Victim:
 
 
 @pytest.fixture
+def careless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies that hardly learn, where only what is asked matters."""
+    monkeypatch.setattr("services.redteam.substitute.LEAST_STEPS", 1)
+
+
+@pytest.fixture
 def victim(trained: Victim) -> Victim:
     trained.asked = []
     return trained

@@ -35,12 +35,6 @@ GREY = torch.full((50, 1, 28, 28), 0.5)
 SEEDS = 8
 
 
-@pytest.fixture
-def careless(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Copies that hardly learn, where only what is sent matters."""
-    monkeypatch.setattr("services.redteam.substitute.LEAST_STEPS", 1)
-
-
 def loot(route: Route, budget: int = 1000, request_rows: int = 1) -> Loot:
     random = np.random.default_rng(0)
     return Loot(route, budget, random, request_rows, AttackReport("by hand"), lambda report: None)

@@ -14,6 +14,8 @@ from services.redteam.journal import Journal, JournalError
 from services.redteam.pool import RandomSelection
 from services.redteam.substitute import Images, Probabilities
 
+pytestmark = pytest.mark.usefixtures("careless")
+
 IMAGES = np.random.default_rng(0).integers(0, 256, (60, 1, 16, 16), dtype=np.uint8)
 BUDGET = 40
 
@@ -35,13 +37,6 @@ class Endpoint:
 
 def attack() -> RandomSelection:
     return RandomSelection(IMAGES, round_queries=15, request_rows=4)
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Noise has nothing to teach."""
-    monkeypatch.setattr("services.redteam.substitute.LEAST_STEPS", 1)
-    monkeypatch.setattr("services.redteam.pool.EPOCHS", 1)
 
 
 @settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -38,13 +38,6 @@ def pool() -> Images:
     return splits().test.images[6000:8000]
 
 
-@pytest.fixture
-def careless(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Copies that hardly learn, where only what is asked matters."""
-    monkeypatch.setattr("services.redteam.substitute.LEAST_STEPS", 1)
-    monkeypatch.setattr("services.redteam.pool.EPOCHS", 1)
-
-
 def attacks() -> dict[str, Attack]:
     both = np.concatenate([load_digits().images[:1000], pool()[:1000]])
     return {
