@@ -268,8 +268,10 @@ class Publisher:
             return False
         if self._held or self._queue:
             return self._clock.monotonic() > self._give_up_at
-        # Without a broker the rest of the spool waits for the next process.
-        return self._spool.empty or self._link is None or self._clock.monotonic() > self._give_up_at
+        # Without a broker the rest of the spool waits for the next process; one that may be about to answer is awaited,
+        # since the disk under the spool may go with this process.
+        away = self._link is None and self._connecting is None
+        return self._spool.empty or away or self._clock.monotonic() > self._give_up_at
 
     def _gather(self) -> None:
         """Move what has arrived into records, after a while in which more may come."""

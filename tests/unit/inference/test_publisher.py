@@ -33,16 +33,19 @@ TO = Destination("queries", "perturbed", "response-notes", partitions=4, model_n
 
 
 class Broker:
-    """A broker in memory that can be away, and can take records without acknowledging them."""
+    """A broker in memory that can be away or slow, and can take records without acknowledging them."""
 
     def __init__(self) -> None:
         self.there = threading.Event()
         self.acknowledges = threading.Event()
         self.acknowledges.set()
         self.refuses = False
+        self.answers = threading.Event()
+        self.answers.set()
         self.records: list[Record] = []
 
     def connect(self) -> BrokerLink:
+        self.answers.wait()
         if not self.there.is_set():
             raise LinkError("no broker answers")
         return BrokerLink(self)
@@ -243,6 +246,31 @@ def test_closing_brings_everything_to_kafka(start: Callable[..., Publisher], bro
     publisher.close(5.0)
     assert broker.queries() == [f"{number}-0" for number in range(50)]
     assert not publisher.offer(queries(51))
+
+
+def test_closing_waits_for_a_broker_that_is_about_to_answer(start: Callable[..., Publisher], broker: Broker) -> None:
+    broker.there.set()
+    broker.answers.clear()
+    publisher = start()
+    for number in range(50):
+        publisher.offer(queries(number))
+    threading.Timer(0.5, broker.answers.set).start()
+    publisher.close(20.0)
+    assert broker.queries() == [f"{number}-0" for number in range(50)]
+
+
+def test_closing_waits_no_longer_than_told_for_a_broker_that_does_not_answer(
+    start: Callable[..., Publisher], broker: Broker
+) -> None:
+    broker.answers.clear()
+    publisher = start()
+    publisher.offer(queries(1))
+    publisher.close(0.5)
+    assert not publisher.alive
+    broker.there.set()
+    broker.answers.set()
+    start()
+    until(lambda: broker.queries() == ["1-0"])
 
 
 def test_closing_without_a_broker_leaves_everything_to_the_next_process(
