@@ -60,7 +60,7 @@ def test_the_worst_case_is_worse_than_the_data_and_still_images(
     clothes: tuple[Dataset, Dataset], model: nn.Module
 ) -> None:
     x, y = sample(clothes[1], 64)
-    worst = worst_case(model, x, y, steps=2, rate=0.1)
+    worst = worst_case(model, x, y, steps=8, rate=0.1)
     assert functional.cross_entropy(model(worst), y) > functional.cross_entropy(model(x), y) + 0.1
     assert 0.0 <= float(worst.min()) <= float(worst.max()) <= 1.0
     assert not worst.requires_grad
