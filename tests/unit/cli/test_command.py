@@ -66,10 +66,11 @@ def test_a_broken_file_of_keys_is_named(command: Command, tmp_path: Path) -> Non
 def test_the_default_policy_is_sound_under_the_bundle(command: Command) -> None:
     assert "policy default is sound" in command.run("policy", "check")
     checked = command.json("policy", "check", str(DEFAULT_POLICY))
-    assert [rule["rule"] for rule in checked["rules"]][:4] == [
+    assert [rule["rule"] for rule in checked["rules"]][:5] == [
         "suspicious",
         "extraction",
         "evident-extraction",
+        "flagrant-extraction",
         "relentless-extraction",
     ]
 
@@ -79,7 +80,7 @@ def test_a_policys_mistake_is_one_line_with_file_line_and_field(command: Command
     wrong.write_text(DEFAULT_POLICY.read_text().replace("action: ban", "action: bann"))
     line = next(n for n, text in enumerate(wrong.read_text().splitlines(), 1) if "action: bann" in text)
     said = command.run("policy", "check", str(wrong), status=1)
-    assert said.startswith(f"portcullis: {wrong}:{line}: field rules.3.action: 'bann' is no action")
+    assert said.startswith(f"portcullis: {wrong}:{line}: field rules.4.action: 'bann' is no action")
     assert said.count("\n") == 1
 
 
