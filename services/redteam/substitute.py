@@ -181,7 +181,8 @@ class Substitute:
             answers: [n, classes], one-hot where the victim tells labels only.
             epochs: passes over the images; more where they make fewer than `LEAST_STEPS` steps.
         """
-        network = self.start(shape_of(images)).train()
+        # Convolutions take two thirds of the time where the channels of a pixel lie side by side.
+        network = self.start(shape_of(images)).train().to(memory_format=torch.channels_last)
         inputs, targets = as_tensor(images), torch.from_numpy(np.asarray(answers, dtype=np.float32))
         optimiser = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
         with torch.random.fork_rng(devices=()):
@@ -191,9 +192,10 @@ class Substitute:
                 order = torch.randperm(len(inputs), generator=self._torch_random)
                 for rows in torch.split(order, TRAINING_BATCH):
                     optimiser.zero_grad()
-                    functional.cross_entropy(network(inputs[rows]), targets[rows]).backward()  # type: ignore[no-untyped-call]
+                    batch = inputs[rows].contiguous(memory_format=torch.channels_last)
+                    functional.cross_entropy(network(batch), targets[rows]).backward()  # type: ignore[no-untyped-call]
                     optimiser.step()
-        network.eval()
+        network.eval().to(memory_format=torch.contiguous_format)
 
     def logits(self, images: Images) -> NDArray[np.float32]:
         """[n, classes]"""
