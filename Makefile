@@ -17,7 +17,7 @@ export MKL_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup data kafka proto lint format typecheck test test-quick demo train evaluate evaluate-quick figures bench load up clean
+.PHONY: help setup data kafka proto lint format typecheck test test-quick demo train evaluate evaluate-quick figures bench load faults up clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -80,6 +80,9 @@ bench: setup data kafka ## measure; numbers in build/bench.json and docs/results
 
 load: setup data kafka ## thousands of accounts against the whole system; build/load/load.md (LOAD='--minutes=60': a soak)
 	@$(BIN)/python -m tests.load $(LOAD)
+
+faults: setup data kafka ## kill, cut off and fill the whole system under load, check what is left; build/faults (FAULTS=--quick)
+	@$(BIN)/python -m tests.faults $(FAULTS)
 
 up: setup kafka ## start Kafka and every service; Ctrl-C stops all
 	@$(BIN)/python -m deploy.local

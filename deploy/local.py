@@ -55,6 +55,7 @@ class _Service:
     """One service's process, and whether it is meant to run."""
 
     name: str
+    host: str
     metrics_port: int
     environment: dict[str, str]
     log: Path
@@ -71,8 +72,8 @@ class _Service:
 
 
 def service_command(name: str) -> list[str]:
-    """The command line that runs a service of this repository."""
-    return [sys.executable, "-m", f"services.{name}"]
+    """The command line that runs a service of this repository, or another worker of its kind ("prada-1")."""
+    return [sys.executable, "-m", f"services.{name.partition('-')[0]}"]
 
 
 def _silent(name: str, state: str) -> None:
@@ -101,6 +102,8 @@ class LocalSystem:
         progress: told of every change of state, from this or another thread.
         command: the command line of a service, for those who run something else in its place.
         kafka_port: of the broker that it starts; any free one where it is missing.
+        spares: further workers ("prada-1") that `restart` starts when they are needed.
+        hosts: addresses of this machine at which services are reached, where it is not 127.0.0.1.
         keep: leave the broker's data and the spool in `folder`, for the next start.
 
     Attributes:
@@ -117,6 +120,8 @@ class LocalSystem:
         progress: Progress = _silent,
         command: Callable[[str], Sequence[str]] = service_command,
         kafka_port: int | None = None,
+        spares: Sequence[str] = (),
+        hosts: Mapping[str, str] | None = None,
         keep: bool = False,
     ) -> None:
         self.folder = folder.resolve()
@@ -126,7 +131,9 @@ class LocalSystem:
         given = {name: value for name, value in os.environ.items() if name.startswith(_PREFIX)} | dict(settings or {})
         self.broker = None if given.get("PORTCULLIS_KAFKA") else LocalBroker(self.folder / "kafka", kafka_port)
         self.kafka = self.broker.address if self.broker else given["PORTCULLIS_KAFKA"]
-        self.grpc_address = given.get("PORTCULLIS_GRPC_ADDRESS") or f"127.0.0.1:{free_port()}"
+        self._hosts = hosts or {}
+        own_address = f"{self._host('inference')}:{free_port()}"
+        self.grpc_address = given.get("PORTCULLIS_GRPC_ADDRESS") or own_address
         self.ended: dict[str, int] = {}
         common = {
             "OMP_NUM_THREADS": "1",  # the services are many and share the machine's cores
@@ -140,7 +147,8 @@ class LocalSystem:
         self.settings = ServiceSettings.model_validate(
             {name.removeprefix(_PREFIX).lower(): value for name, value in common.items() if name.startswith(_PREFIX)}
         )
-        self._services = {name: self._service(name, common) for name in services}
+        self._started = tuple(services)
+        self._services = {name: self._service(name, common) for name in (*services, *spares)}
         self._watching = threading.Event()
 
     def start(self) -> None:
@@ -155,8 +163,8 @@ class LocalSystem:
             (self.folder / "logs").mkdir(parents=True, exist_ok=True)
             # Services wait for Kafka by themselves: their imports and its start take seconds, side by side.
             self._launch_broker()
-            for service in self._services.values():
-                self._launch(service)
+            for name in self._started:
+                self._launch(self._services[name])
             threading.Thread(target=self._watch, name="watch", daemon=True).start()
             self._await_broker()
             create_topics(self.settings)
@@ -227,13 +235,13 @@ class LocalSystem:
         self.wait_ready([name], ready_within)
 
     def wait_ready(self, names: Sequence[str] | None = None, timeout: float = READY_SECONDS) -> None:
-        """Wait until these services (all of them) say that they are ready.
+        """Wait until these services (all that are started with the system) say that they are ready.
 
         Raises:
             LocalSystemError: one ended, or is not ready within `timeout` seconds.
         """
         deadline = time.monotonic() + timeout
-        waiting = dict.fromkeys(names if names is not None else self._services)
+        waiting = dict.fromkeys(names if names is not None else self._started)
         while waiting:
             for name in list(waiting):
                 service = self._services[name]
@@ -275,7 +283,7 @@ class LocalSystem:
         Raises:
             KeyError: there is no such service.
         """
-        return f"http://127.0.0.1:{self._services[name].metrics_port}/metrics"
+        return f"{self._url(name)}/metrics"
 
     def log(self, name: str) -> Path:
         """What a service, or `kafka`, printed.
@@ -297,12 +305,23 @@ class LocalSystem:
         return self.folder / "spool"
 
     def _service(self, name: str, common: Mapping[str, str]) -> _Service:
-        port = free_port()
-        own = {"PORTCULLIS_METRICS_PORT": str(port), "PORTCULLIS_INSTANCE": f"{name}-0"}
-        return _Service(name, port, {**common, **own}, self.folder / "logs" / f"{name}.log")
+        port, host = free_port(), self._host(name)
+        own = {
+            "PORTCULLIS_METRICS_HOST": host,
+            "PORTCULLIS_METRICS_PORT": str(port),
+            "PORTCULLIS_INSTANCE": name if "-" in name else f"{name}-0",
+        }
+        return _Service(name, host, port, {**common, **own}, self.folder / "logs" / f"{name}.log")
+
+    def _host(self, name: str) -> str:
+        return self._hosts.get(name, "127.0.0.1")
+
+    def _url(self, name: str) -> str:
+        service = self._services[name]
+        return f"http://{service.host}:{service.metrics_port}"
 
     def _health_url(self, name: str) -> str:
-        return f"http://127.0.0.1:{self._services[name].metrics_port}/health"
+        return f"{self._url(name)}/health"
 
     def _launch_broker(self) -> None:
         if self.broker is not None:

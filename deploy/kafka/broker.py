@@ -25,7 +25,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -90,6 +90,32 @@ class Runtime(Protocol):
     def clean_up(self, folder: Path) -> None:
         """Remove what a process may leave when it is killed."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Quorum:
+    """Brokers that are one cluster.
+
+    Attributes:
+        cluster: identifier.
+        controllers: the port of each one's controller, by its number.
+        host: address under which they reach each other, and clients reach them.
+    """
+
+    cluster: str
+    controllers: Mapping[int, int]
+    host: str = "127.0.0.1"
+
+    @classmethod
+    def drawn(cls, size: int, host: str = "127.0.0.1") -> Quorum:
+        """A new one, on free ports."""
+        cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        return cls(cluster, {number: free_port() for number in range(1, size + 1)}, host)
+
+    @property
+    def copies(self) -> int:
+        """Of every record: on each broker, up to three."""
+        return min(len(self.controllers), 3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,17 +288,33 @@ class LocalBroker:
     Stopping it removes what it wrote, unless asked to keep it; killing and restarting it keeps port and data.
     """
 
-    def __init__(self, folder: Path, port: int | None = None, runtime: Runtime | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        port: int | None = None,
+        runtime: Runtime | None = None,
+        number: int = 1,
+        quorum: Quorum | None = None,
+    ) -> None:
+        """
+        Args:
+            folder: of its data and its log.
+            port: for clients; any free one where it is missing.
+            runtime: runs Java; found where it is missing.
+            number: of this broker in `quorum`.
+            quorum: of the cluster that it is one of; of its own where it is missing.
+        """
         self.folder = folder.resolve()
         self.port = port or free_port()
-        self._controller_port = free_port()
+        self.number = number
+        self._quorum = quorum or Quorum.drawn(1)
         self._process: subprocess.Popen[bytes] | None = None
         self._runtime = runtime
 
     @property
     def address(self) -> str:
         """host:port for clients."""
-        return f"127.0.0.1:{self.port}"
+        return f"{self._quorum.host}:{self.port}"
 
     @property
     def log(self) -> Path:
@@ -307,7 +349,8 @@ class LocalBroker:
         self._runtime = self._runtime or find_runtime()
         self.folder.mkdir(parents=True, exist_ok=True)
         properties = self._properties_file
-        properties.write_text(self._properties(self._runtime.bind))
+        bind = self._runtime.bind if len(self._quorum.controllers) == 1 else self._quorum.host
+        properties.write_text(self._properties(bind))
         if not (self._data / "meta.properties").exists():
             self._format(self._runtime, properties)
         logging = f"-Dlog4j2.configurationFile={HOME / 'log4j2.xml'}"
@@ -394,19 +437,21 @@ class LocalBroker:
         atexit.unregister(self.stop)
 
     def _format(self, runtime: Runtime, properties: Path) -> None:
-        cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         tool = ["-XX:TieredStopAtLevel=1", *_JVM, "kafka.tools.StorageTool"]
         # One word: an identifier in 64 begins with a dash, and would be read as the next option.
-        arguments = [*tool, "format", f"--cluster-id={cluster}", "-c", str(properties)]
+        arguments = [*tool, "format", f"--cluster-id={self._quorum.cluster}", "-c", str(properties)]
         if spawn(runtime.command(self.folder, self.port, arguments), self.log).wait():
             raise BrokerError(f"Kafka's storage cannot be made in {self._data}:\n{tail(self.log)}")
 
     def _properties(self, bind: str) -> str:
+        quorum = self._quorum
+        voters = ",".join(f"{number}@{quorum.host}:{port}" for number, port in quorum.controllers.items())
+        own = f"{quorum.host}:{quorum.controllers[self.number]}"
         settings = {
             "process.roles": "broker,controller",
-            "node.id": 1,
-            "controller.quorum.voters": f"1@127.0.0.1:{self._controller_port}",
-            "listeners": f"PLAINTEXT://{bind}:{self.port},CONTROLLER://127.0.0.1:{self._controller_port}",
+            "node.id": self.number,
+            "controller.quorum.voters": voters,
+            "listeners": f"PLAINTEXT://{bind}:{self.port},CONTROLLER://{own}",
             "advertised.listeners": f"PLAINTEXT://{self.address}",
             "controller.listener.names": "CONTROLLER",
             "log.dirs": self._data,
@@ -416,12 +461,14 @@ class LocalBroker:
             "socket.request.max.bytes": 4 * MAX_MESSAGE_BYTES,
             "group.initial.rebalance.delay.ms": 0,
             "offsets.topic.num.partitions": 4,
-            "offsets.topic.replication.factor": 1,
+            "offsets.topic.replication.factor": quorum.copies,
             "transaction.state.log.num.partitions": 4,
-            "transaction.state.log.replication.factor": 1,
+            "transaction.state.log.replication.factor": quorum.copies,
             "transaction.state.log.min.isr": 1,
-            "share.coordinator.state.topic.replication.factor": 1,
+            "share.coordinator.state.topic.replication.factor": quorum.copies,
             "share.coordinator.state.topic.min.isr": 1,
+            # An acknowledged record is on two brokers at least, wherever there are three.
+            "min.insync.replicas": (quorum.copies + 1) // 2,
             # After a crash the new process must wait until the session of the old one has expired: 9 s by default.
             "broker.session.timeout.ms": 3_000,
             "broker.heartbeat.interval.ms": 500,
@@ -432,6 +479,64 @@ class LocalBroker:
             "background.threads": 2,
         }
         return "".join(f"{name}={value}\n" for name, value in settings.items())
+
+
+class LocalCluster:
+    """Several brokers that are one Kafka, every record on up to three of them: `with LocalCluster(folder) as cluster:`.
+
+    Of three, one may be away and everything goes on.
+    """
+
+    def __init__(self, folder: Path, size: int = 3, host: str = "127.0.0.1") -> None:
+        """
+        Args:
+            folder: of all that they write.
+            size: how many; they cannot run in containers.
+            host: an address of this machine, under which everybody reaches them.
+        """
+        quorum = Quorum.drawn(size, host)
+        self.brokers = [
+            LocalBroker(folder / f"broker-{number}", number=number, quorum=quorum) for number in quorum.controllers
+        ]
+
+    @property
+    def address(self) -> str:
+        """host:port of each, separated by commas."""
+        return ",".join(broker.address for broker in self.brokers)
+
+    @property
+    def copies(self) -> int:
+        """Of every record (PORTCULLIS_REPLICATION)."""
+        return min(len(self.brokers), 3)
+
+    def start(self) -> None:
+        """Start all; return when each answers.
+
+        Raises:
+            BrokerError: Kafka cannot run here, or did not answer in time.
+        """
+        try:
+            for broker in self.brokers:
+                broker.launch()
+            for broker in self.brokers:
+                broker.wait()
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """End all, and remove what they wrote."""
+        # In order, each would wait for a majority that is gone.
+        for broker in self.brokers:
+            broker.kill()
+            broker.stop()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
 
 
 def answers(address: str) -> bool:
