@@ -109,17 +109,26 @@ def attackers(
     return [attacker for seed in seeds for attacker in _of_seed(data, foreign, seed, radii, weights, counts, crafted)]
 
 
+def bounded_attackers(
+    data: Dataset, seed: int, radii: Sequence[float], count: int, crafted: int, kinds: Sequence[Bounded] = EVERYWHERE
+) -> Iterator[Attacker]:
+    """Attacks that have a radius, at each of them, from one number of natural seeds; see `attackers`."""
+    natural = seeds_of(data, count, seed).images
+    for kind in kinds:
+        for radius in radii:
+            yield Attacker(
+                kind.name, f"radius {radius:.3g}", count, count + crafted, seed, Jacobian(kind, natural, radius)
+            )
+
+
 def _of_seed(
     data: Dataset, foreign: Dataset, seed: int, radii: Sequence[float], weights: Sequence[float],
     counts: Sequence[int], crafted: int,
 ) -> Iterator[Attacker]:  # fmt: skip
     middle = middle_of(counts)
     for count in counts:
-        natural = seeds_of(data, count, seed).images
-        for kind in (*EVERYWHERE, *(FROM_SOME if count == middle else ())):
-            for radius in radii:
-                build = Jacobian(kind, natural, radius)
-                yield Attacker(kind.name, f"radius {radius:.3g}", count, count + crafted, seed, build)
+        kinds = (*EVERYWHERE, *(FROM_SOME if count == middle else ()))
+        yield from bounded_attackers(data, seed, radii, count, crafted, kinds)
     natural = seeds_of(data, middle, seed).images
     for weight in weights:
         cloudleak = Seeded(partial(Cloudleak, weight=weight), natural)

@@ -42,6 +42,7 @@ class Sizes:
         radii: of the Jacobian attacks, pixels in [0, 1].
         weights: of Cloudleak's triplet loss.
         seed_counts: natural images that the attacks start from.
+        many_seeds: the same of a patient attacker, who starts from half of a test set.
         crafted: queries of an attack after its seeds.
         long_crafted: the same where single queries are judged.
         counted_crafted: the same where accounts are counted.
@@ -75,6 +76,7 @@ class Sizes:
     radii: Sequence[float] = (4 / 255, 0.03, 0.1, 0.2, 0.3)
     weights: Sequence[float] = (10.0, 30.0, 100.0)
     seed_counts: Sequence[int] = (50, 150, 500)
+    many_seeds: int = 5_000
     crafted: int = 600
     long_crafted: int = 2_000
     counted_crafted: int = 1_200
@@ -104,12 +106,12 @@ class Sizes:
 
 
 QUICK = Sizes(
-    seeds=(1,), radii=(0.1,), weights=(30.0,), seed_counts=(50,), crafted=60, long_crafted=200, counted_crafted=200,
-    honest_accounts=14, honest_queries=80, lives=((2, 60), (1, 100)), samples=200, drawn_accounts=1, drawn_queries=60,
-    kinds_left_out=1, held=(28, 50), processes=1, digits=replace(QUICK_PLAN, architecture="lenet5"),
-    encoder_epochs=(1, 1), theft_seeds=(1,), theft_budget=330, theft_architecture="lenet5", mending=False,
-    data_free_seeds=(1,), data_free_budget=4_000, data_free_architectures=("lenet5",),
-    innocents=4, innocent_images=200, utility=(2, 100),
+    seeds=(1,), radii=(0.1,), weights=(30.0,), seed_counts=(50,), many_seeds=120, crafted=60, long_crafted=200,
+    counted_crafted=200, honest_accounts=14, honest_queries=80, lives=((2, 60), (1, 100)), samples=200,
+    drawn_accounts=1, drawn_queries=60, kinds_left_out=1, held=(28, 50), processes=1,
+    digits=replace(QUICK_PLAN, architecture="lenet5"), encoder_epochs=(1, 1), theft_seeds=(1,), theft_budget=330,
+    theft_architecture="lenet5", mending=False, data_free_seeds=(1,), data_free_budget=4_000,
+    data_free_architectures=("lenet5",), innocents=4, innocent_images=200, utility=(2, 100),
     responses=ResponsePlan(misleading_epochs=1, meco_epochs=1, shadow_epochs=1, map_epochs=1), plain_epochs=1,
 )  # fmt: skip
 """Minutes, to see that everything runs; its numbers say little."""

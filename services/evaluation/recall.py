@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from services.evaluation.attackers import EVERYWHERE, attackers, middle_of
+from services.evaluation.attackers import EVERYWHERE, attackers, bounded_attackers, middle_of
 from services.evaluation.baselines import PAPER_RULES
 from services.evaluation.context import Context
 from services.evaluation.drawing import ATTACKS, NEUTRAL, drawn, mean_and_spread
@@ -95,6 +95,8 @@ def study(context: Context) -> Study:
     mixed_streams, mixed_untils = _mixed(context, streams)
     by_strength = grouped(streams, untils, lambda s: (s.attacker.attack, s.attacker.strength))
     by_count = grouped(streams, untils, lambda s: (s.attacker.attack, s.attacker.seeds))
+    starts = (0, middle_of(sizes.seed_counts))
+    middle = [number for number, stream in enumerate(streams) if stream.attacker.seeds in starts]
     hidden = grouped(mixed_streams, mixed_untils, lambda s: (s.attacker.attack, s.attacker.strength))
     tables = [
         Table("By strength", ["attack", "strength", *CAUGHT_COLUMNS], [
@@ -109,7 +111,9 @@ def study(context: Context) -> Study:
             [recall_row(name, group, MIXED_QUERIES) for name, group in sorted(hidden.items())],
         ),
         _rules(context, streams, traces, paths),
-        _copies(context, streams, untils),
+        _copies(
+            context, [streams[n] for n in middle], [untils[n] for n in middle], "the middle number of natural seeds"
+        ),
     ]  # fmt: skip
     from_all = ", ".join(kind.name for kind in EVERYWHERE)
     return Study(
@@ -125,6 +129,39 @@ def study(context: Context) -> Study:
         findings=[
             finding("decision-recall", untils, RECALL_QUERIES),
             finding("decision-mixed", mixed_untils, MIXED_QUERIES),
+        ],
+    )
+
+
+def patient(context: Context) -> Study:
+    """Recall of attackers whose first thousands of queries are photographs, with which nobody could find fault."""
+    sizes, count = context.sizes, context.sizes.many_seeds
+    streams = context.streams(
+        [
+            attacker
+            for seed in sizes.seeds
+            for attacker in bounded_attackers(context.natural, seed, sizes.radii, count, RECALL_QUERIES)
+        ],
+        "patient attackers: recording",
+    )
+    traces = context.traces([stream.recording for stream in streams], "patient attackers: detectors")
+    untils = attack_queries(streams, context.judge.first_alarms(traces))
+    by_strength = grouped(streams, untils, lambda s: (s.attacker.attack, s.attacker.strength))
+    return Study(
+        name="patient",
+        title=f"Who is caught after {count:,} photographs",
+        text=f"{len(streams)} attackers' accounts: JBDA-TR, JBA-PGD and JB-top3, each from {count:,} natural seeds, of "
+        f"{len(sizes.seeds)} random seeds, with {RECALL_QUERIES} crafted queries after them. The seeds are images that "
+        "the victim was made for, each sent once: an honest customer's. What a thief learns from them alone no "
+        "detector of queries can keep from him; whether thousands of them buy him crafted queries is asked here.",
+        tables=[
+            Table(
+                "By strength",
+                ["attack", "strength", *CAUGHT_COLUMNS],
+                [recall_row(name, group, RECALL_QUERIES) for name, group in sorted(by_strength.items())],
+                UNTIL_NOTE,
+            ),
+            _copies(context, streams, untils, f"{count:,} natural seeds"),
         ],
     )
 
@@ -177,14 +214,13 @@ def _caught(untils: Untils) -> str:
     return f"{100 * recalled(untils, RECALL_QUERIES) / len(untils):.0f}%"
 
 
-def _copies(context: Context, streams: Sequence[Stream], untils: Untils) -> Table:
+def _copies(context: Context, streams: Sequence[Stream], untils: Untils, start: str) -> Table:
     """What the attacker has when his answers begin to be spoiled, and what he would have had at the end."""
-    starts = (0, middle_of(context.sizes.seed_counts))
     seen: set[tuple[str, str]] = set()
     rows: list[list[Cell]] = []
     for stream, until in zip(streams, untils, strict=True):
         name = (stream.attacker.attack, stream.attacker.strength)
-        if stream.attacker.seeds not in starts or name in seen:
+        if name in seen:
             continue
         seen.add(name)
         verdict = len(stream) if until is None else stream.attacker.seeds + until
@@ -194,7 +230,7 @@ def _copies(context: Context, streams: Sequence[Stream], untils: Untils) -> Tabl
         "The substitute's accuracy at the verdict",
         ["attack", "strength", "queries", "accuracy, %", "queries undefended", "accuracy undefended, %"],
         rows,
-        "Of the first random seed and the middle number of natural seeds; the victim's own accuracy is "
+        f"Of the first random seed and {start}; the victim's own accuracy is "
         f"{100 * context.bundle.manifest.model.test_accuracy:.1f}%.",
     )
 

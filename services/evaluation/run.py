@@ -33,6 +33,7 @@ from shared.datasets import load_digits, load_splits
 STUDIES: Mapping[str, Callable[[Context], Study]] = MappingProxyType(
     {
         "recall": recall.study,
+        "patient": recall.patient,
         "blinded": blinded.study,
         "guarantee": guarantee.study,
         "lives": guarantee.lives,

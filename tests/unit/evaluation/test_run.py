@@ -11,7 +11,7 @@ from services.cli.__main__ import main
 from services.evaluation.figures import FIGURES
 from shared.settings import REPOSITORY_BUNDLE
 
-STUDIES = ("recall", "guarantee", "lives")
+STUDIES = ("recall", "patient", "guarantee", "lives")
 """The papers' own have tests of their own; their attacks take minutes even when small, and pictures prove little."""
 
 
