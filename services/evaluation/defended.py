@@ -35,8 +35,8 @@ from shared.stage import signal_of
 LAG = 16
 """Queries of an account between the one that condemns it and the first whose answer is spoiled. In the demo, with a
 broker and every service on two cores, it is about as many."""
-INTERVAL = 10_000
-"""Microseconds between two queries of an account; times matter to what expires alone."""
+SECONDS_BETWEEN = 0.01
+"""Between two queries of an account; times matter to what expires alone."""
 START = 1_700_000_000_000_000
 MEMORY = 50_000
 """Spoiled answers, and true ones of an account, that the responses remember: more than one attacker gets."""
@@ -127,6 +127,8 @@ class _Account:
     record: Record
     states: list[Any]
     served: Served = field(default_factory=Served)
+    asked: int = 0
+    """Queries, the refused ones included: by them its clock goes."""
     verdict: Verdict | None = None
     inputs: list[NDArray[np.uint8]] = field(default_factory=list)
     """Answered and not yet seen by the detectors."""
@@ -136,13 +138,21 @@ class _Account:
 class DefendedVictim:
     """A served model under a policy."""
 
-    def __init__(self, bundle: Bundle, policy: Policy, mode: AnswerMode, lag: int = LAG) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        policy: Policy,
+        mode: AnswerMode,
+        lag: int = LAG,
+        seconds_between: float = SECONDS_BETWEEN,
+    ) -> None:
         """
         Args:
             bundle: of the model and the detectors.
             policy: by which accounts are judged, with the bundle's threshold.
             mode: what clients are told.
             lag: see `LAG`; 1 is none.
+            seconds_between: of simulated time, between two queries of an account: a thief may have months.
         """
         self._bundle = bundle
         self._model = Model(bundle)
@@ -150,6 +160,7 @@ class DefendedVictim:
         self._policy = policy
         self._mode = mode
         self._lag = lag
+        self._interval = round(1e6 * seconds_between)
         self._responder = _Responder(bundle, self._model, mode)
         self._accounts: dict[str, _Account] = {}
 
@@ -164,6 +175,9 @@ class DefendedVictim:
             Banned: the account is.
         """
         held = self._account(account)
+        held.asked += len(inputs)
+        if held.verdict is not None and 0 < held.verdict.expires_at <= self._now(held):
+            held.verdict = None
         if held.verdict is not None and held.verdict.action is Action.BAN:
             raise Banned
         outputs = self._model.outputs(inputs)
@@ -179,6 +193,9 @@ class DefendedVictim:
         """A person's word on an account, taken in at once."""
         held = self._account(override.account)
         self._decide(held, override, max(override.issued_at, held.record.now))
+
+    def _now(self, held: _Account) -> int:
+        return START + held.asked * self._interval
 
     def _account(self, name: str) -> _Account:
         if name not in self._accounts:
@@ -196,7 +213,7 @@ class DefendedVictim:
         inputs, logits = np.stack(held.inputs[: self._lag]), np.stack(held.logits[: self._lag])
         del held.inputs[: self._lag], held.logits[: self._lag]
         number = held.record.queries
-        now = START + (number + len(inputs)) * INTERVAL
+        now = self._now(held)
         batch_id = number.to_bytes(16, "big")
         for index, detector in enumerate(self._detectors):
             features = detector.features(inputs, logits)

@@ -22,7 +22,7 @@ from services.redteam.blinding import Blinded, blinding
 from services.redteam.client import EndpointError, VictimClient
 from services.redteam.dfme import Dfme, Maze
 from services.redteam.dfms import DfmsHl
-from services.redteam.honest import HONEST_KINDS, Pace, drive
+from services.redteam.honest import DIGITS, HONEST_KINDS, Pace, drive
 from services.redteam.jacobian import SEEDS, Cloudleak, JbaBs, JbaCw, JbaPgd, Jbda, JbdaTr, JbTop3
 from services.redteam.journal import Journal, JournalError
 from services.redteam.plan import AnswerKind, CampaignPlan, CampaignReport, ClientPlan, ClientReport
@@ -281,7 +281,8 @@ class Campaign:
         def told(answered: int) -> None:
             report.queries = answered
 
-        drive(asks[0], HONEST_KINDS[plan.kind](self._natural, plan.queries, random), told)
+        photographed = load_digits(self._plan.data) if plan.kind == DIGITS else self._natural
+        drive(asks[0], HONEST_KINDS[plan.kind](photographed, plan.queries, random), told)
 
     def _attack(self, plan: ClientPlan, asks: Sequence[Ask], random: np.random.Generator, report: ClientReport) -> None:
         def told(progress: AttackReport) -> None:

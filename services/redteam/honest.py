@@ -12,7 +12,21 @@ from services.redteam.attack import Ask
 from services.redteam.substitute import Images, Probabilities
 from shared.cameras import Camera
 from shared.datasets import SHOES, Dataset
-from shared.population import HonestAccount, Kind, burst, few_classes, retrying, steady, styled
+from shared.population import (
+    HonestAccount,
+    Kind,
+    anything,
+    augmenting,
+    burst,
+    changing,
+    few_classes,
+    frames,
+    retrying,
+    shared_key,
+    skewed,
+    steady,
+    styled,
+)
 
 BATCH_ROWS = 32
 
@@ -32,9 +46,28 @@ def batches(data: Dataset, queries: int, random: np.random.Generator) -> HonestA
     return HonestAccount("batches", steady(data, queries, random).images, BATCH_ROWS)
 
 
+DIGITS = "digits"
+"""An honest kind that sends digits to whatever model is served: natural images of another kind. A policy that takes
+those for malicious (AMAO's view, the default policy) hurts it, and says so."""
 HONEST_KINDS: Mapping[str, Kind] = MappingProxyType(
-    {"steady": steady, "shoes": shoes, "dark": dark, "burst": burst, "batches": batches, "retrying": retrying}
+    {
+        "steady": steady,
+        "skewed": skewed,
+        "shoes": shoes,
+        "dark": dark,
+        "styled": styled,
+        "burst": burst,
+        "frames": frames,
+        "augmenting": augmenting,
+        "retrying": retrying,
+        "batches": batches,
+        "shared-key": shared_key,
+        "changing": changing,
+        "anything": anything,
+        DIGITS: steady,
+    }
 )
+"""From images, how many queries, and randomness to the account."""
 
 
 CATCH_UP_SECONDS = 1.0

@@ -19,7 +19,10 @@ AttackName = Literal[
     "activethief-k-center", "activethief-dfal", "activethief-dfal-k-center", "line-search",
 ]  # fmt: skip
 """Those of `services.redteam.campaign.ATTACKS`."""
-HonestName = Literal["steady", "shoes", "dark", "burst", "batches", "retrying"]
+HonestName = Literal[
+    "steady", "skewed", "shoes", "dark", "styled", "burst", "frames", "augmenting", "retrying", "batches", "shared-key",
+    "changing", "anything", "digits",
+]  # fmt: skip
 """Those of `services.redteam.honest.HONEST_KINDS`."""
 BlindingName = Literal[
     "", "crop", "brightness", "scale", "rotate", "contrast", "uniform", "gaussian", "translate", "auto-encoder"
