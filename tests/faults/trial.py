@@ -36,7 +36,7 @@ SPARES = ("prada-1", "tmsp-1")
 ON_DISK = "likelihood"
 """The worker whose states lie on a disk, which is small."""
 DISK_MIB, SPOOL_MIB = 64, 8
-SETTLE_SECONDS = 180.0
+SETTLE_SECONDS = 300.0
 REVIVE_SECONDS = 1.0
 REGISTER_SECONDS = 60.0
 READS = {**dict.fromkeys(DETECTORS, (QUERIES,)), "decision": (SIGNALS, OVERRIDES)}
@@ -163,7 +163,7 @@ class Trial:
         """Let a fault happen, and wait until all that was published before its end is judged.
 
         Raises:
-            TrialError: it is not, within three minutes; or a service refuses to start.
+            TrialError: it is not, within five minutes; or a service refuses to start.
         """
         self.say(name)
         began = time.monotonic()
@@ -244,7 +244,7 @@ class Trial:
         """Wait until an account is refused.
 
         Raises:
-            TrialError: it is not, within three minutes.
+            TrialError: it is not, within five minutes.
         """
         deadline = time.monotonic() + SETTLE_SECONDS
         while account not in self.banned_at():
