@@ -79,12 +79,12 @@ def test_a_repeated_signal_changes_nothing(account: Account) -> None:
         assert account.record is before
 
 
-def test_a_ban_needs_a_thousand_queries_of_unbroken_evidence_under_perturbation(account: Account) -> None:
+def test_a_ban_needs_ten_thousand_queries_of_unbroken_evidence_under_perturbation(account: Account) -> None:
     account.hear(49, 1e9)
-    for queries in range(60, 1050, 10):
+    for queries in range(100, 10_050, 50):
         account.hear(queries, 1e9)
         assert account.record.action is Action.PERTURB
-    verdict = account.hear(1060, 1e9)
+    verdict = account.hear(10_060, 1e9)
     assert verdict is not None
     assert verdict.action is Action.BAN
     assert verdict.rule == "relentless-extraction"
@@ -94,18 +94,18 @@ def test_a_ban_needs_a_thousand_queries_of_unbroken_evidence_under_perturbation(
 
 def test_evidence_that_lets_up_starts_the_count_to_the_ban_again(account: Account) -> None:
     account.hear(49, 1e9)
-    account.hear(1000, 1e9)
-    account.hear(1010, 1e7)
-    for queries in range(1020, 2020, 100):
+    account.hear(10_000, 1e9)
+    account.hear(10_010, 1e7)
+    for queries in range(10_020, 20_020, 1000):
         account.hear(queries, 1e9)
         assert account.record.action is Action.PERTURB
-    account.hear(2030, 1e9)
+    account.hear(20_030, 1e9)
     assert account.record.action is Action.BAN
 
 
 def test_a_detector_that_has_stopped_bans_nobody_by_what_it_said_last(account: Account) -> None:
     account.hear(49, 1e9)
-    for queries in range(50, 4000, 50):
+    for queries in range(50, 40_000, 500):
         for detector in ("tmsp", "prada", "likelihood"):
             account.meet(sighting(queries, 1.0, detector=detector))
     assert account.record.action is Action.PERTURB
@@ -155,16 +155,16 @@ def test_an_account_falls_to_the_strongest_rule_that_still_fires(account: Accoun
 
 def test_a_ban_ends_with_its_time_and_has_to_be_earned_again(account: Account) -> None:
     account.hear(49, 1e9)
-    account.hear(1049, 1e9)
-    account.hear(1060, 1e9)
+    account.hear(10_049, 1e9)
+    account.hear(10_060, 1e9)
     assert account.record.action is Action.BAN
-    account.hear(1061, 1e9, now=account.now + 6 * DAY)
+    account.hear(10_061, 1e9, now=account.now + 6 * DAY)
     assert account.record.action is Action.BAN
-    account.hear(1062, 1e9, now=account.now + 2 * DAY)
+    account.hear(10_062, 1e9, now=account.now + 2 * DAY)
     assert account.record.action is Action.PERTURB
-    account.hear(2050, 1e9)
+    account.hear(20_050, 1e9)
     assert account.record.action is Action.PERTURB
-    account.hear(2070, 1e9)
+    account.hear(20_070, 1e9)
     assert account.record.action is Action.BAN
 
 
