@@ -150,35 +150,37 @@ def copied_architecture(context: Context) -> str:
     return context.sizes.theft_architecture or context.bundle.manifest.model.architecture
 
 
-def _thieves(context: Context) -> list[Thief]:
+def _thieves(context: Context, mode: AnswerMode) -> list[Thief]:
     sizes = context.sizes
     architecture = VictimsOwn(copied_architecture(context))
     first = sizes.theft_seeds[0]
     own = seeds_of(context.natural, min(OWN_IMAGES, len(context.natural)), first)
 
     def of(attack: str, seed: int) -> Iterator[Thief]:
-        build = attacks(context, seed)[attack]
-        for mode in SCENARIOS:
-            plain = partial(Thief, attack, mode=mode, budget=sizes.theft_budget, seed=seed, build=build,
-                            architecture=architecture)  # fmt: skip
-            # Probabilities are told to the first seed's thieves alone: the figures are of labels.
-            if mode is LABEL or seed == first:
-                yield from (plain(UNDEFENDED), plain(SYSTEM))
-            if seed == first:
-                for baseline in BASELINES[mode]:
-                    yield plain(baseline)
-                for defence in (SYSTEM, *BASELINES[mode]) if sizes.mending else ():
-                    yield plain(defence, own=own)
+        plain = partial(Thief, attack, mode=mode, budget=sizes.theft_budget, seed=seed,
+                        build=attacks(context, seed)[attack], architecture=architecture)  # fmt: skip
+        yield from (plain(UNDEFENDED), plain(SYSTEM))
+        if seed == first:
+            for baseline in BASELINES[mode]:
+                yield plain(baseline)
+            for defence in (SYSTEM, *BASELINES[mode]) if sizes.mending else ():
+                yield plain(defence, own=own)
 
-    return [thief for seed in sizes.theft_seeds for attack in NAMES for thief in of(attack, seed)]
+    return [thief for seed in _seeds(context, mode) for attack in NAMES for thief in of(attack, seed)]
 
 
-def _steal(context: Context) -> Thefts:
-    thieves = _thieves(context)
+def _seeds(context: Context, mode: AnswerMode) -> Sequence[int]:
+    """Probabilities are told to the first seed's thieves alone: the figures are of labels."""
+    return context.sizes.theft_seeds if mode is LABEL else context.sizes.theft_seeds[:1]
+
+
+def _steal(context: Context, mode: AnswerMode) -> Thefts:
+    thieves = _thieves(context, mode)
     misled = [thief for thief in thieves if thief.defence is MISINFORMATION]
     others = [thief for thief in thieves if thief.defence is not MISINFORMATION]
     found = context.steal(others, "thieves")
-    found += context.steal(misled, "thieves, adaptive misinformation", with_responses(context, MISLEADING))
+    if misled:
+        found += context.steal(misled, "thieves, adaptive misinformation", with_responses(context, MISLEADING))
     return Thefts(found)
 
 
@@ -221,29 +223,28 @@ def matched(network: nn.Module, theft: Theft) -> float | None:
 # ---- tables ----
 
 
-def _copies(thefts: Thefts, paper: Paper) -> Table:
+def _copies(thefts: Thefts, paper: Paper, mode: AnswerMode) -> Table:
     rows: list[list[Cell]] = []
     for attack in NAMES:
-        for mode, scenario in SCENARIOS.items():
-            without, baseline, amao = paper.copies[attack, mode]
-            system = thefts.of(attack, mode, SYSTEM)
-            rows.append([
-                attack, scenario,
-                _accuracies(thefts.of(attack, mode, UNDEFENDED)), without,
-                _best([thefts.of(attack, mode, defence) for defence in BASELINES[mode]]), baseline,
-                _accuracies(system), amao,
-                quantile([theft.spoiled_from for theft in system], 0.5),
-                quantile([theft.banned_at for theft in system], 0.5),
-                100 * float(np.mean([theft.perturbed / theft.queries for theft in system])),
-            ])  # fmt: skip
+        without, baseline, amao = paper.copies[attack, mode]
+        system = thefts.of(attack, mode, SYSTEM)
+        rows.append([
+            attack,
+            _accuracies(thefts.of(attack, mode, UNDEFENDED)), without,
+            _best([thefts.of(attack, mode, defence) for defence in BASELINES[mode]]), baseline,
+            _accuracies(system), amao,
+            quantile([theft.spoiled_from for theft in system], 0.5),
+            quantile([theft.banned_at for theft in system], 0.5),
+            100 * float(np.mean([theft.perturbed / theft.queries for theft in system])),
+        ])  # fmt: skip
     return Table(
         "Table 8: accuracy of the copy, %",
-        ["attack", "told", "undefended", "(paper)", "best baseline", "(paper)", "Portcullis", "(AMAO)",
+        ["attack", "undefended", "(paper)", "best baseline", "(paper)", "Portcullis", "(AMAO)",
          "spoiled from query", "banned at query", "answers spoiled, %"],
         rows,
-        "Mean and standard deviation over seeds; of probabilities and baselines, one seed. Baselines spoil one answer "
-        "in sixteen (DAWN, for labels) or bend all of them (deceptive perturbation, adaptive misinformation); the one "
-        "that leaves the thief least is shown.",
+        "Mean and standard deviation over seeds; of baselines, one seed. Baselines spoil one answer in sixteen (DAWN, "
+        "for labels) or bend all of them (deceptive perturbation, adaptive misinformation); the one that leaves the "
+        "thief least is shown.",
     )  # fmt: skip
 
 
@@ -256,58 +257,57 @@ def _best(groups: Sequence[Sequence[Theft]]) -> str:
     return f"{_accuracies(best)} ({best[0].thief.defence.name})"
 
 
-def _mended(thefts: Thefts, paper: Paper) -> Table:
+def _mended(thefts: Thefts, paper: Paper, mode: AnswerMode) -> Table:
     rows: list[list[Cell]] = []
     for attack in NAMES:
-        for mode, scenario in SCENARIOS.items():
-            baseline, amao = paper.mended[attack, mode]
-            rows.append([
-                attack, scenario,
-                _best([thefts.of(attack, mode, defence, mended=True) for defence in BASELINES[mode]]), baseline,
-                _accuracies(thefts.of(attack, mode, SYSTEM)[:1]),
-                _accuracies(thefts.of(attack, mode, SYSTEM, mended=True)), amao,
-            ])  # fmt: skip
+        baseline, amao = paper.mended[attack, mode]
+        rows.append([
+            attack,
+            _best([thefts.of(attack, mode, defence, mended=True) for defence in BASELINES[mode]]), baseline,
+            _accuracies(thefts.of(attack, mode, SYSTEM)[:1]),
+            _accuracies(thefts.of(attack, mode, SYSTEM, mended=True)), amao,
+        ])  # fmt: skip
     return Table(
         "Table 13: accuracy of the copy of a thief who mends answers (D-DAE), %",
-        ["attack", "told", "best baseline", "(paper)", "Portcullis without D-DAE", "Portcullis", "(AMAO)"],
+        ["attack", "best baseline", "(paper)", "Portcullis without D-DAE", "Portcullis", "(AMAO)"],
         rows,
         "Of the first seed.",
     )
 
 
-def _marked(thefts: Thefts, paper: Paper) -> tuple[Table, list[float], list[float]]:
+def _marked(thefts: Thefts, paper: Paper, mode: AnswerMode) -> tuple[Table, list[float], list[float]]:
+    """The table; of each attack with marks, the mean share that copies of marked and of true answers say."""
     rows: list[list[Cell]] = []
     stolen: list[float] = []
     innocent: list[float] = []
     for attack in NAMES:
-        for mode, scenario in SCENARIOS.items():
-            own, other = [], []
-            undefended = {theft.thief.seed: theft for theft in thefts.of(attack, mode, UNDEFENDED)}
-            marks = []
-            for theft in thefts.of(attack, mode, SYSTEM):
-                share = matched(theft.copy, theft)
-                without = matched(undefended[theft.thief.seed].copy, theft)
-                if share is not None and without is not None:
-                    own.append(100 * share)
-                    other.append(100 * without)
-                    marks.append(len(theft.marks))
-            paper_own, paper_other = paper.marked[attack, mode]
-            shown = (mean_and_spread(own), mean_and_spread(other)) if own else ("no marks", "")
-            count = round(float(np.mean(marks))) if marks else 0
-            rows.append([attack, scenario, count, shown[0], paper_own, shown[1], paper_other])
-            if own and mode is LABEL:
-                stolen.append(float(np.mean(own)))
-                innocent.append(float(np.mean(other)))
+        own, other = [], []
+        undefended = {theft.thief.seed: theft for theft in thefts.of(attack, mode, UNDEFENDED)}
+        marks = []
+        for theft in thefts.of(attack, mode, SYSTEM):
+            share = matched(theft.copy, theft)
+            without = matched(undefended[theft.thief.seed].copy, theft)
+            if share is not None and without is not None:
+                own.append(100 * share)
+                other.append(100 * without)
+                marks.append(len(theft.marks))
+        paper_own, paper_other = paper.marked[attack, mode]
+        shown = (mean_and_spread(own), mean_and_spread(other)) if own else ("no marks", "")
+        count = round(float(np.mean(marks))) if marks else 0
+        rows.append([attack, count, shown[0], paper_own, shown[1], paper_other])
+        if own:
+            stolen.append(float(np.mean(own)))
+            innocent.append(float(np.mean(other)))
     table = Table(
         "Table 11: marks on which a copy says what was told, %",
-        ["attack", "told", "marks", "copy of marked answers", "(paper)", "copy of true answers", "(paper)"],
+        ["attack", "marks", "copy of marked answers", "(paper)", "copy of true answers", "(paper)"],
         rows,
         "The second copy is the same thief's, had nobody spoiled his answers.",
     )
     return table, stolen, innocent
 
 
-def _claims(context: Context, thefts: Thefts) -> tuple[Table, float, float]:
+def _claims(context: Context, thefts: Thefts, mode: AnswerMode) -> tuple[Table, float, float]:
     """Every copy and every innocent model as the suspect; the worst and the best probability."""
     innocents = _innocents(context)
     classes = len(context.bundle.manifest.model.classes)
@@ -315,7 +315,7 @@ def _claims(context: Context, thefts: Thefts) -> tuple[Table, float, float]:
     worst, best = 0.0, 1.0
     for attack in NAMES:
         p_stolen, p_innocent, ratios, claims = [], [], [], 0
-        for theft in thefts.of(attack, LABEL, SYSTEM):
+        for theft in thefts.of(attack, mode, SYSTEM):
             marks, answers = independent(theft)
             if not answers:
                 continue
@@ -382,11 +382,11 @@ def _utility(context: Context, paper: Paper) -> tuple[Table, float, str]:
     return table, lost, f"{changed} of {asked:,} honest answers spoiled"
 
 
-def _pruning(context: Context, thefts: Thefts) -> Picture:
-    file = f"{_name(context)}-pruning.png"
+def _pruning(context: Context, thefts: Thefts, mode: AnswerMode) -> Picture:
+    file = f"{_name(context, mode)}-pruning.png"
     with drawn(context.output / file, columns=len(NAMES), sharey=True) as axes:
         for axis, attack in zip(axes, NAMES, strict=True):
-            theft = thefts.of(attack, LABEL, SYSTEM)[0]
+            theft = thefts.of(attack, mode, SYSTEM)[0]
             smaller = [pruned(theft.copy, share) for share in PRUNED]
             shares = [100 * share for share in PRUNED]
             right = [100 * accuracy(network, context.clean) for network in smaller]
@@ -399,47 +399,53 @@ def _pruning(context: Context, thefts: Thefts) -> Picture:
     return Picture(file, "Figure 9: a copy, made under the system, that is pruned to get rid of the marks.")
 
 
-def _name(context: Context) -> str:
-    return "copies" if is_clothes(context.bundle) else f"copies-{context.bundle.manifest.model.name}"
+def _name(context: Context, mode: AnswerMode) -> str:
+    told = "" if mode is LABEL else f"-{SCENARIOS[mode]}"
+    return f"copies{told}" if is_clothes(context.bundle) else f"copies{told}-{context.bundle.manifest.model.name}"
 
 
-def study(context: Context) -> Study:
-    """Thefts under the system, without it, and under what the papers compare with."""
-    sizes = context.sizes
-    paper = F_MNIST if is_clothes(context.bundle) else MNIST
-    thefts = _steal(context)
-    marked, stolen, innocent = _marked(thefts, paper)
-    claims, worst, best = _claims(context, thefts)
-    utility, lost, spoiled = _utility(context, paper)
-    findings = []
-    if is_clothes(context.bundle):
-        for attack in NAMES:
-            values = [100 * theft.accuracy for theft in thefts.of(attack, LABEL, SYSTEM)]
-            findings.append(Finding(FINDINGS[attack], float(np.mean(values)), seeds_in_words(values)))
-        findings += [
-            Finding("utility-loss", lost, spoiled),
-            Finding("watermark-stolen", min(stolen, default=0.0), "worst of three attacks, means over seeds"),
-            Finding("watermark-innocent", max(innocent, default=100.0), "worst of three attacks, means over seeds"),
-            Finding("claim-p-stolen", worst, f"worst of {3 * len(sizes.theft_seeds)} stolen models"),
-            Finding("claim-p-innocent", best, f"best of {sizes.innocents} innocent models"),
-        ]
+def study(context: Context, mode: AnswerMode = LABEL) -> Study:
+    """Thefts under the system, without it, and under what the papers compare with.
+
+    Args:
+        context: of the evaluation.
+        mode: what thieves are told.
+    """
+    sizes, clothes = context.sizes, is_clothes(context.bundle)
+    paper = F_MNIST if clothes else MNIST
+    thefts = _steal(context, mode)
+    marked, stolen, innocent = _marked(thefts, paper, mode)
+    claims, worst, best = _claims(context, thefts, mode)
+    tables = [_copies(thefts, paper, mode), marked, claims]
+    findings: list[Finding] = []
+    if mode is LABEL:
+        utility, lost, spoiled = _utility(context, paper)
+        tables.insert(1, utility)
+        if clothes:
+            findings = [_copy_finding(attack, thefts.of(attack, LABEL, SYSTEM)) for attack in NAMES]
+            findings += [
+                Finding("utility-loss", lost, spoiled),
+                Finding("watermark-stolen", min(stolen, default=0.0), "worst of three attacks, means over seeds"),
+                Finding("watermark-innocent", max(innocent, default=100.0), "worst of three attacks, means over seeds"),
+                Finding("claim-p-stolen", worst, f"worst of {3 * len(sizes.theft_seeds)} stolen models"),
+                Finding("claim-p-innocent", best, f"best of {sizes.innocents} innocent models"),
+            ]
     return Study(
-        name=_name(context),
-        title="What a copy is worth, and whether it gives the thief away",
-        text=f"Thefts of the bundle's model, each by one account of at most {sizes.theft_budget:,} queries, under the "
-        f"default policy in one process, verdicts 16 queries late. Copies are of the architecture "
-        f"{copied_architecture(context)} (the victim's is {context.bundle.manifest.model.architecture}), trained for "
-        f"20 epochs in each round, JBDA-TR (radius {RADIUS}) and Cloudleak from {SEEDS} natural images that the victim "
-        f"has not learnt from, KnockoffNets on {min(sizes.theft_budget, len(context.foreign)):,} foreign images. A "
-        f"banned thief keeps the copy that he has. Seeds {', '.join(map(str, sizes.theft_seeds))}; copies are measured "
-        f"on {len(context.clean):,} images.",
-        tables=[
-            _copies(thefts, paper),
-            utility,
-            marked,
-            claims,
-            *([_mended(thefts, paper)] if sizes.mending else ()),
-        ],
-        pictures=[_pruning(context, thefts)],
+        name=_name(context, mode),
+        title=f"What a copy of {SCENARIOS[mode]} is worth, and whether it gives the thief away",
+        text=f"Thefts of the bundle's model, each by one account of at most {sizes.theft_budget:,} queries that is "
+        f"told {SCENARIOS[mode]}, under the default policy in one process, verdicts 16 queries late. Copies are of the "
+        f"architecture {copied_architecture(context)} (the victim's is {context.bundle.manifest.model.architecture}), "
+        f"trained for 20 epochs in each round, JBDA-TR (radius {RADIUS}) and Cloudleak from {SEEDS} natural images "
+        "that the victim has not learnt from, KnockoffNets on "
+        f"{min(sizes.theft_budget, len(context.foreign)):,} foreign images. A banned thief keeps the copy that he has. "
+        f"Seeds {', '.join(map(str, _seeds(context, mode)))}; copies are measured on {len(context.clean):,} images.",
+        tables=[*tables, *([_mended(thefts, paper, mode)] if sizes.mending else ())],
+        pictures=[_pruning(context, thefts, mode)],
         findings=findings,
     )
+
+
+def _copy_finding(attack: str, thefts: Sequence[Theft]) -> Finding:
+    values = [100 * theft.accuracy for theft in thefts]
+    return Finding(FINDINGS[attack], float(np.mean(values)), seeds_in_words(values))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -26,10 +27,12 @@ from services.evaluation.context import QUICK, Context, Sizes
 from services.evaluation.figures import FIGURES, Figure, FiguresError, read_figures, record
 from services.evaluation.report import Study
 from services.evaluation.variants import of_digits, with_adversarial_positives
+from services.inference.responses.interface import AnswerMode
 from services.training.command import bars
 from shared.bundle import Bundle
 from shared.datasets import load_digits, load_splits
 
+_copies_of_probabilities = partial(copies.study, mode=AnswerMode.PROBABILITIES)
 STUDIES: Mapping[str, Callable[[Context], Study]] = MappingProxyType(
     {
         "recall": recall.study,
@@ -40,6 +43,7 @@ STUDIES: Mapping[str, Callable[[Context], Study]] = MappingProxyType(
         "explained": explained.study,
         "amao": amao.study,
         "copies": copies.study,
+        "copies-probabilities": _copies_of_probabilities,
         "data-free": data_free.study,
         "hardening": hardening.study,
         "hashes": hashes.study,
@@ -47,7 +51,12 @@ STUDIES: Mapping[str, Callable[[Context], Study]] = MappingProxyType(
     }
 )
 OF_DIGITS: Mapping[str, Callable[[Context], Study]] = MappingProxyType(
-    {"amao-digits": amao.study, "copies-digits": copies.study, "hardening-digits": hardening.study}
+    {
+        "amao-digits": amao.study,
+        "copies-digits": copies.study,
+        "copies-probabilities-digits": _copies_of_probabilities,
+        "hardening-digits": hardening.study,
+    }
 )
 """Studies of another bundle, which is made on the way."""
 
