@@ -187,6 +187,7 @@ class Detector(ABC, Generic[MemoryType]):
             raise ValueError(f"evidence is calibrated for {evidence.statistics}, {self.name} has {names}")
         self.evidence = evidence
         self.fingerprint = fingerprint
+        self._signs = np.array([statistic.sign for statistic in self.statistics])
 
     @classmethod
     def calibrated_evidence(cls, bundle: Bundle) -> EvidenceModel:
@@ -226,6 +227,10 @@ class Detector(ABC, Generic[MemoryType]):
     @abstractmethod
     def observe(self, memory: MemoryType, features: Features, row: int) -> tuple[float, ...]:
         """Take one query into the memory; return its value of each statistic, NaN where it has none."""
+
+    def observe_all(self, memory: MemoryType, features: Features, rows: NDArray[np.intp]) -> NDArray[np.float64]:
+        """[m, S], `observe` of m queries in order; for a detector that can take them in together to do so."""
+        return np.array([self.observe(memory, features, row) for row in rows.tolist()], dtype=np.float64)
 
     @abstractmethod
     def rule(self, memory: MemoryType) -> Rule:
@@ -270,7 +275,7 @@ class Detector(ABC, Generic[MemoryType]):
         rows = np.arange(len(features["digest"])) if rows is None else rows
         values, history, news = self.replay(state, features, rows)
         if len(values):
-            scores = np.where(news, orient(self.statistics, values), np.nan)
+            scores = np.where(news, values * self._signs, np.nan)
             state.evidence.absorb(self.evidence.bets(scores, history))
         observation = Observation(
             queries=state.queries,
@@ -288,32 +293,39 @@ class Detector(ABC, Generic[MemoryType]):
         Returns:
             Values [m, S], history sizes [m], and whether each value is news [m, S], of the m rows that are not repeats.
         """
-        values: list[tuple[float, ...]] = []
-        history: list[int] = []
-        news: list[NDArray[np.bool_]] = []
-        for row in rows.tolist():
-            state.queries += 1
-            digest = int(features["digest"][row])
-            if digest in state.known:
-                state.repeats += 1
-                continue
-            history.append(state.queries - state.repeats - 1)
-            values.append(self.observe(state.memory, features, row))
-            scores = orient(self.statistics, np.array(values[-1])).astype(np.float32)
-            news.append(state.novelty.news(features["thumbnail"][row], scores))
-            self._remember(state, digest)
-        shape = (len(values), len(self.statistics))
-        return (
-            np.array(values, dtype=np.float64).reshape(shape),
-            np.array(history, dtype=np.int64),
-            np.array(news, dtype=np.bool_).reshape(shape),
-        )
+        first = state.queries - state.repeats
+        fresh = self._fresh(state, features["digest"], rows)
+        history = first + np.arange(len(fresh))
+        if not len(fresh):
+            nothing = (0, len(self.statistics))
+            return np.empty(nothing), history, np.empty(nothing, dtype=np.bool_)
+        values = self.observe_all(state.memory, features, fresh)
+        scores = (values * self._signs).astype(np.float32)
+        return values, history, state.novelty.news(features["thumbnail"][fresh], scores)
 
     @staticmethod
-    def _remember(state: State[MemoryType], digest: int) -> None:
-        forgotten = state.digests.append(np.array(digest, dtype=np.uint64))
-        state.known.difference_update(forgotten.tolist())
-        state.known.add(digest)
+    def _fresh(state: State[MemoryType], digests: NDArray[np.uint64], rows: NDArray[np.intp]) -> NDArray[np.intp]:
+        """Count the rows, and return and remember those that repeat none that is remembered."""
+        fresh: list[int] = []
+        waiting: list[int] = []
+        known, room = state.known, state.digests.room
+        for row, digest in zip(rows.tolist(), digests[rows].tolist(), strict=True):
+            if digest in known:
+                continue
+            if len(waiting) == room:
+                # The next one evicts: only from then on are the evicted unknown.
+                state.digests.extend(np.array(waiting, dtype=np.uint64))
+                known.difference_update(state.digests.extend(np.array([digest], dtype=np.uint64)).tolist())
+                waiting, room = [], state.digests.room
+            else:
+                waiting.append(digest)
+            known.add(digest)
+            fresh.append(row)
+        if waiting:
+            state.digests.extend(np.array(waiting, dtype=np.uint64))
+        state.queries += len(rows)
+        state.repeats += len(rows) - len(fresh)
+        return np.array(fresh, dtype=np.intp)
 
     def _all_layouts(self) -> dict[str, RowsLayout]:
         return {"digests": REPEAT_MEMORY, **self.layouts()}

@@ -20,7 +20,8 @@ from each other, so an account is suspect only when it is unlike every honest pr
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -102,6 +103,8 @@ class EvidenceModel:
     discount: NDArray[np.float64]
     _factors: NDArray[np.float64] = field(init=False, repr=False, compare=False)
     """[S, G + 1, B]; the last row is of a query without a score."""
+    _by_history: NDArray[np.float32] = field(init=False, repr=False, compare=False)
+    """[H, P, S, G - 1], `thresholds` without the first, which every score reaches."""
 
     def __post_init__(self) -> None:
         fitting = (len(self.statistics), len(self.history_edges) + 1, len(self.tails))
@@ -121,6 +124,8 @@ class EvidenceModel:
         factors = 1 - sizes + sizes * payoffs / self.discount[:, None]
         silent = np.full((len(self.statistics), 1, len(BETS)), np.nan)
         object.__setattr__(self, "_factors", np.concatenate([factors, silent], axis=1))
+        by_history = np.ascontiguousarray(self.thresholds[..., 1:].transpose(2, 0, 1, 3))
+        object.__setattr__(self, "_by_history", by_history)
 
     @property
     def profiles(self) -> int:
@@ -162,10 +167,9 @@ class EvidenceModel:
         Returns:
             In 0 to G - 1; -1 where there is no score.
         """
-        size = np.searchsorted(self.history_edges, history, side="right")
-        thresholds = self.thresholds[:, :, size].transpose(2, 0, 1, 3)
+        thresholds = self._by_history[np.searchsorted(self.history_edges, history, side="right")]
         # Thresholds ascend with falling tails, so counting them finds the rank without a search for each profile.
-        rank = (scores.astype(np.float32)[:, None, :, None] >= thresholds[..., 1:]).sum(axis=-1)
+        rank = np.count_nonzero(scores.astype(np.float32)[:, None, :, None] >= thresholds, axis=-1)
         return np.where(np.isnan(scores)[:, None, :], -1, rank)
 
     def factors(self, ranks: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -194,7 +198,7 @@ def advance(sums: Sums, factors: NDArray[np.float64]) -> Sums:
         factors: [..., P, S, B]; where NaN, the sum stays as it is (the query says nothing).
     """
     grown = np.where(np.isnan(factors), sums, np.minimum(factors * (sums + 1.0), LARGEST_R))
-    by_profile = grown.mean(axis=(-2, -1))
+    by_profile = grown.reshape(*grown.shape[:-2], -1).mean(axis=-1)
     # Below 1 a sum says nothing, so the leash hangs no lower.
     limit = LEASH * np.maximum(by_profile.min(axis=-1, keepdims=True), 1.0)
     if (by_profile > limit).any():
@@ -204,7 +208,9 @@ def advance(sums: Sums, factors: NDArray[np.float64]) -> Sums:
 
 def log_by_profile(sums: Sums) -> NDArray[np.float32]:
     """[..., P], natural logarithm of R averaged over statistics and bets; floored at 0, where it says nothing."""
-    logarithms: NDArray[np.float64] = np.log(np.maximum(sums.mean(axis=(-2, -1)), 1.0))
+    flat = sums.reshape(*sums.shape[:-2], -1)
+    by_profile = np.add.reduce(flat, axis=-1) / flat.shape[-1]
+    logarithms: NDArray[np.float64] = np.log(np.maximum(by_profile, 1.0))
     return logarithms.astype(np.float32)
 
 
@@ -228,8 +234,24 @@ class EvidenceState:
         Args:
             factors: [n, P, S, B]; where NaN, the sum stays as it is (the query says nothing).
         """
-        for row in factors:
-            self.sums = advance(self.sums, row)
+        # `advance`, bit for bit, in place: here every query of every account comes by.
+        queries, profiles, width = len(factors), len(self.sums), self.sums[0].size
+        multiply = factors.reshape(queries, profiles, width)
+        silent = np.isnan(multiply)
+        add: Iterable[NDArray[np.float64] | float] = itertools.repeat(1.0, queries)
+        if silent.any():
+            multiply, add = np.where(silent, 1.0, multiply), np.where(silent, 0.0, 1.0)
+        sums = self.sums.reshape(profiles, width).copy()
+        for by, more in zip(multiply, add, strict=True):
+            sums += more
+            sums *= by
+            np.minimum(sums, LARGEST_R, out=sums)
+            by_profile = np.add.reduce(sums, axis=1)
+            by_profile /= width
+            limit = LEASH * max(float(np.minimum.reduce(by_profile)), 1.0)
+            if float(np.maximum.reduce(by_profile)) > limit:
+                sums *= np.minimum(1.0, limit / np.maximum(by_profile, limit))[:, None]
+        self.sums = sums.reshape(self.sums.shape)
 
     def log_evidence(self) -> NDArray[np.float32]:
         """[P], as `log_by_profile`."""

@@ -21,6 +21,11 @@ LATEST = 32
 ALIKE = 0.1
 """Largest distance between thumbnails of one thing, as a share of the longer one's length. On Fashion-MNIST three of
 four frames of a film are closer than 0.07, and one of a hundred different garments of one class closer than 0.096."""
+CLOSE = ALIKE**2
+"""The same for squares."""
+
+NOTHING = np.float32(-np.inf)
+"""Less suspicious than any score."""
 
 Thumbnails = NDArray[np.uint8]
 """[n, cells]"""
@@ -52,6 +57,12 @@ def _pooled(values: NDArray[np.float32], axis: int, cells: int) -> NDArray[np.fl
     return (sums / counts.reshape(shape)).astype(np.float32)
 
 
+_WITHIN = np.tril(np.ones((LATEST, 2 * LATEST), dtype=np.bool_), LATEST - 1) & ~np.tril(
+    np.ones((LATEST, 2 * LATEST), dtype=np.bool_), -1
+)
+"""[LATEST, 2 LATEST], which of as many earlier queries and itself each of LATEST new ones is compared with."""
+
+
 class Novelty:
     """The latest queries of one account, small."""
 
@@ -60,43 +71,88 @@ class Novelty:
         Args:
             statistics: S, of the detector.
         """
-        self._seen: Thumbnails | None = None
-        self._scores = np.full((LATEST, statistics), -np.inf, dtype=np.float32)
         self._count = 0
+        # The latest in order, up to `_end`; new ones are added behind, until the latest move to the front.
+        self._end = 0
+        self._seen: Thumbnails | None = None
+        self._lengths = np.zeros(2 * LATEST, dtype=np.float32)
+        self._scores = np.zeros((2 * LATEST, statistics), dtype=np.float32)
 
-    def news(self, thumbnail: NDArray[np.uint8], scores: NDArray[np.float32]) -> NDArray[np.bool_]:
-        """Take in a query; [S], whether each of its scores tells something new.
+    def news(self, thumbnails: Thumbnails, scores: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """Take in queries, in order; [m, S], whether each of their scores tells something new.
 
         Args:
-            thumbnail: [cells].
-            scores: [S] oriented, larger is more suspicious; NaN where the query has none.
+            thumbnails: [m, cells].
+            scores: [m, S] oriented, larger is more suspicious; NaN where a query has none.
         """
+        # No more at a time than a query is compared with: the cost of each stays the same.
+        if len(scores) <= LATEST:
+            return self._part(thumbnails, scores)
+        starts = range(0, len(scores), LATEST)
+        return np.concatenate([self._part(thumbnails[i : i + LATEST], scores[i : i + LATEST]) for i in starts])
+
+    def _part(self, thumbnails: Thumbnails, scores: NDArray[np.float32]) -> NDArray[np.bool_]:
         if self._seen is None:
-            self._seen = np.zeros((LATEST, len(thumbnail)), dtype=np.uint8)
-        kept = min(self._count, LATEST)
-        fresh = np.ones(len(scores), dtype=np.bool_)
-        if kept:
-            mine, others = thumbnail.astype(np.float32), self._seen[:kept].astype(np.float32)
-            longer = np.maximum(np.einsum("ij,ij->i", others, others), mine @ mine)
-            difference = others - mine
-            alike = np.einsum("ij,ij->i", difference, difference) < ALIKE**2 * longer
-            if alike.any():
-                fresh = ~(scores <= self._scores[:kept][alike].max(axis=0))
-        place = self._count % LATEST
-        self._seen[place] = thumbnail
-        self._scores[place] = np.where(np.isnan(scores), -np.inf, scores)
-        self._count += 1
+            self._seen = np.zeros((2 * LATEST, thumbnails.shape[1]), dtype=np.uint8)
+        new = len(scores)
+        if self._end + new > 2 * LATEST:
+            self._move_to_front()
+        start, stop = self._end, self._end + new
+        kept = min(start, LATEST)
+        self._seen[start:stop] = thumbnails
+        np.fmax(scores, NOTHING, out=self._scores[start:stop])
+        seen = self._seen[start - kept : stop].astype(np.float32)
+        # Cells are whole numbers below 256: products and squares are exact, whatever order they are added in.
+        mine = seen[kept:]
+        np.einsum("ij,ij->i", mine, mine, out=self._lengths[start:stop])
+        lengths = self._lengths[start - kept : stop]
+        own = lengths[kept:, None]
+        distances = mine @ seen.T
+        distances *= -2.0
+        distances += own
+        distances += lengths
+        alike = distances < CLOSE * np.maximum(own, lengths)
+        alike &= _WITHIN[:new, LATEST - kept : LATEST + new]
+        fresh = np.ones(scores.shape, dtype=np.bool_)
+        if alike.any():
+            known = alike.any(axis=1)
+            before = self._scores[start - kept : stop]
+            most = np.where(alike[known][:, :, None], before, NOTHING).max(axis=1)
+            fresh[known] = ~(scores[known] <= most)
+        self._end = stop
+        self._count += new
         return fresh
 
+    def _move_to_front(self) -> None:
+        assert self._seen is not None
+        kept = min(self._end, LATEST)
+        for array in (self._seen, self._lengths, self._scores):
+            array[:kept] = array[self._end - kept : self._end].copy()
+        self._end = kept
+
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """As a state keeps it; its size is bounded."""
-        seen = np.zeros((LATEST, 0), dtype=np.uint8) if self._seen is None else self._seen
-        return {"seen": seen, "scores": self._scores, "count": np.array([self._count], dtype=np.int64)}
+        """As a state keeps it, each query in its place modulo LATEST; its size is bounded."""
+        kept = min(self._end, LATEST)
+        cells = 0 if self._seen is None else self._seen.shape[1]
+        seen = np.zeros((LATEST, cells), dtype=np.uint8)
+        scores = np.full((LATEST, self._scores.shape[1]), NOTHING)
+        if self._seen is not None:
+            places = (self._count - kept + np.arange(kept)) % LATEST
+            seen[places] = self._seen[self._end - kept : self._end]
+            scores[places] = self._scores[self._end - kept : self._end]
+        return {"seen": seen, "scores": scores, "count": np.array([self._count], dtype=np.int64)}
 
     @classmethod
     def restore(cls, arrays: Mapping[str, NDArray[Any]]) -> Novelty:
         """The inverse of `arrays`."""
-        novelty = cls(arrays["scores"].shape[1])
-        novelty._seen = arrays["seen"].copy() if arrays["seen"].size else None
-        novelty._scores, novelty._count = arrays["scores"].copy(), int(arrays["count"][0])
+        novelty, count = cls(arrays["scores"].shape[1]), int(arrays["count"][0])
+        kept = min(count, LATEST) if arrays["seen"].size else 0
+        places = (count - kept + np.arange(kept)) % LATEST
+        novelty._count, novelty._end = count, kept
+        if kept:
+            seen = arrays["seen"][places]
+            novelty._seen = np.zeros((2 * LATEST, seen.shape[1]), dtype=np.uint8)
+            novelty._seen[:kept] = seen
+            novelty._scores[:kept] = arrays["scores"][places]
+            novelty._lengths[:kept] = np.square(seen.astype(np.float32)).sum(axis=1)
         return novelty

@@ -67,6 +67,7 @@ class Rows:
 
     def __init__(self, layout: RowsLayout) -> None:
         self.layout = layout
+        self._most_rows = layout.most_rows
         self.first = 0
         self.end = 0
         self._written_end = 0
@@ -83,18 +84,45 @@ class Rows:
 
     def append(self, row: NDArray[np.generic]) -> NDArray[np.generic]:
         """Add one row and return the oldest, [m, *shape], that were evicted for it; m is mostly 0."""
-        evicted = self._buffer[:0]
-        if len(self) >= self.layout.most_rows:
-            count = self.layout.eviction_rows
-            evicted = self._buffer[:count].copy()
-            self._buffer[: len(self) - count] = self._buffer[count : len(self)].copy()
-            self.first += count
-        if len(self) == len(self._buffer):
-            grown = np.empty((2 * len(self._buffer), *self.layout.shape), dtype=self.layout.dtype)
-            grown[: len(self)] = self._buffer[: len(self)]
+        return self.extend(row[None])
+
+    @property
+    def room(self) -> int:
+        """Rows that can be added before any is evicted."""
+        return self._most_rows - (self.end - self.first)
+
+    def extend(self, rows: NDArray[np.generic]) -> NDArray[np.generic]:
+        """Add [n, *shape] rows and return the oldest, [m, *shape], that were evicted for them."""
+        if len(rows) <= self.room:
+            self._add(rows)
+            return self._buffer[:0]
+        evicted = []
+        while len(rows):
+            if not self.room:
+                evicted.append(self._evict())
+            room = self.room
+            self._add(rows[:room])
+            rows = rows[room:]
+        return np.concatenate(evicted)
+
+    def _add(self, rows: NDArray[np.generic]) -> None:
+        kept = self.end - self.first
+        needed = kept + len(rows)
+        if needed > len(self._buffer):
+            size = len(self._buffer)
+            while size < needed:
+                size *= 2
+            grown = np.empty((size, *self.layout.shape), dtype=self.layout.dtype)
+            grown[:kept] = self._buffer[:kept]
             self._buffer = grown
-        self._buffer[len(self)] = row
-        self.end += 1
+        self._buffer[kept:needed] = rows
+        self.end += len(rows)
+
+    def _evict(self) -> NDArray[np.generic]:
+        count, kept = self.layout.eviction_rows, len(self)
+        evicted = self._buffer[:count].copy()
+        self._buffer[: kept - count] = self._buffer[count:kept].copy()
+        self.first += count
         return evicted
 
     def take_changes(self) -> RowsChanges:

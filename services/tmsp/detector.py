@@ -76,6 +76,13 @@ class TmspDetector(Detector[TmspMemory]):
         memory.flagged += value <= self.section.lambda_
         return (value,)
 
+    def observe_all(self, memory: TmspMemory, features: Features, rows: NDArray[np.intp]) -> NDArray[np.float64]:
+        """The same of many."""
+        values = features["tmsp"][rows].astype(np.float64)
+        memory.queries += len(values)
+        memory.flagged += int((values <= self.section.lambda_).sum())
+        return values[:, None]
+
     def rule(self, memory: TmspMemory) -> Rule:
         """Suspicion S above its threshold, once N > 50 (eq. 10 and its footnote)."""
         suspicion = memory.flagged / memory.queries if memory.queries else float("nan")

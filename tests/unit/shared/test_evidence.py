@@ -10,7 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from shared.evidence import BETS, LARGEST_R, LEASH, Bet, EvidenceModel, EvidenceState, combine, e_value
+from shared.evidence import (
+    BETS,
+    LARGEST_R,
+    LEASH,
+    Bet,
+    EvidenceModel,
+    EvidenceState,
+    advance,
+    combine,
+    e_value,
+    log_by_profile,
+)
 
 TAILS = np.concatenate([[1.0], np.geomspace(0.5, 1e-4, 40)])
 
@@ -207,6 +218,20 @@ def test_cutting_a_stream_anywhere_changes_no_bit(seed: int, rows: int, cuts: li
     for part in np.split(values, cuts):
         parts.absorb(part)
     assert whole.sums.tobytes() == parts.sums.tobytes()
+
+
+@settings(deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), spread=st.floats(0.1, 6.0), silent=st.sampled_from([0.0, 0.3]))
+def test_an_account_absorbs_bit_for_bit_as_many_accounts_advance(seed: int, spread: float, silent: float) -> None:
+    random = np.random.default_rng(seed)
+    values = staked(np.exp(random.normal(0.0, spread, (40, 5, 3))))
+    values[random.uniform(size=(40, 5, 3)) < silent] = np.nan
+    state, sums = EvidenceState(np.zeros((5, 3, len(BETS)))), np.zeros((2, 5, 3, len(BETS)))
+    state.absorb(values)
+    for row in values:
+        sums = advance(sums, np.stack([row, row]))
+    assert state.sums.tobytes() == sums[0].tobytes() == sums[1].tobytes()
+    assert state.log_evidence().tobytes() == log_by_profile(sums)[1].tobytes()
 
 
 @settings(deadline=None)

@@ -63,6 +63,15 @@ class RowsMachine(RuleBasedStateMachine):
             assert len(evicted) in (0, self.layout.eviction_rows)
             assert evicted[:, 0].tolist() == self.all[before : self.rows.first]
 
+    @rule(count=st.integers(0, 120))
+    def extend(self, count: int) -> None:
+        before, numbers = self.rows.first, np.arange(len(self.all), len(self.all) + count, dtype=np.int32)
+        assert 0 <= self.rows.room <= self.layout.most_rows
+        evicted = self.rows.extend(np.stack([numbers, -numbers], axis=1))
+        self.all += numbers.tolist()
+        assert self.rows.first == before + len(evicted)
+        assert evicted[:, 0].tolist() == self.all[before : self.rows.first]
+
     @rule(data=st.data())
     def save(self, data: st.DataObject) -> None:
         changes = self.rows.take_changes()
