@@ -16,7 +16,7 @@ from rich.console import Console
 
 from deploy.kafka.broker import BrokerError, stop_on_sigterm
 from deploy.local import REPOSITORY, LocalSystemError
-from services.evaluation.figures import record
+from services.evaluation.figures import Finding, record
 from services.evaluation.report import machine as processor
 from tests.bench import detectors, inference, pipeline, responses, worker
 from tests.bench.measure import Plan, SectionError, machine
@@ -29,6 +29,12 @@ SECTIONS: dict[str, Callable[[Plan], dict[str, Any]]] = {
     "worker": worker.measure,
     "responses": responses.measure,
 }
+FINDINGS: dict[str, Callable[[dict[str, Any]], list[Finding]]] = {
+    "detectors": detectors.findings,
+    "inference": inference.findings,
+    "responses": responses.findings,
+}
+"""Rows of docs/results/figures.json."""
 PAGE = REPOSITORY / "docs" / "results" / "bench.md"
 
 
@@ -71,8 +77,9 @@ def main() -> int:
         PAGE.parent.mkdir(parents=True, exist_ok=True)
         PAGE.write_text(page(results))
         console.print(f"{PAGE.relative_to(REPOSITORY)}")
-        if "responses" in (arguments.only or SECTIONS) and "responses" in results and not arguments.quick:
-            record(responses.findings(results["responses"]), "make bench", processor())
+        for name, findings in FINDINGS.items():
+            if name in (arguments.only or SECTIONS) and name in results and not arguments.quick:
+                record(findings(results[name]), f"python -m tests.bench --only {name} --write-docs", processor())
     return 1 if failed else 0
 
 

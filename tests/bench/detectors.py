@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from services.evaluation.figures import Finding
 from services.inference.model import Model
 from services.likelihood.detector import LikelihoodDetector
 from services.prada.detector import PradaDetector
 from services.similarity.detector import SimilarityDetector
 from services.tmsp.detector import TmspDetector
 from shared.detection import Detector, Features, State
-from tests.bench.measure import Plan, photographs, some_bundle, spread
+from tests.bench.measure import Plan, in_words, photographs, some_bundle, spread
 from tests.support.store import Store
 
 DETECTORS: tuple[Any, ...] = (TmspDetector, PradaDetector, SimilarityDetector, LikelihoodDetector)
@@ -33,19 +34,45 @@ def measure(plan: Plan) -> dict[str, Any]:
     """Microseconds a query and bytes an account."""
     torch.set_num_threads(1)
     bundle, trained = some_bundle()
-    histories = [1_000, 5_000] if plan.quick else [1_000, 10_000, 50_000]
+    histories = [1_000, 5_000] if plan.quick else [1_000, 10_000, 100_000]
     inputs = photographs(histories[-1] + REPEATS * TAKE, plan.seed)
     logits = _logits(Model(bundle), inputs)
     result: dict[str, Any] = {"trained_bundle": trained, "take_rows": TAKE, "scored_rows": SCORED, "detectors": {}}
     for detector in (factory.from_bundle(bundle) for factory in DETECTORS):
         plan.report(f"{detector.name}: score")
         entry = {
-            "score_us_a_query": {str(rows): _score(detector, inputs, logits, rows) for rows in (1, 32, 256)},
+            "score_us_a_query": {str(rows): _score(detector, inputs, logits, rows) for rows in (1, 32, 64, 256)},
             "largest_state_bytes": detector.largest_state_bytes(),
             "histories": _histories(plan, detector, _features(detector, inputs, logits), histories),
         }
         result["detectors"][detector.name] = entry
     return result
+
+
+def findings(results: dict[str, Any]) -> list[Finding]:
+    """Rows of docs/results/figures.json."""
+    detectors = results["detectors"]
+
+    def step(name: str, history: str) -> dict[str, float]:
+        found: dict[str, float] = detectors[name]["histories"][history]["step_us_a_query"]
+        return found
+
+    measured = {
+        **{f"step-{name}-us": step(name, "10000") for name in detectors},
+        "encoder-us": detectors["similarity"]["score_us_a_query"]["64"],
+        "vqvae-us": detectors["likelihood"]["score_us_a_query"]["64"],
+    }
+    growth = {name: step(name, "100000")["median"] / step(name, "1000")["median"] for name in detectors}
+    sizes = {
+        name: max(history["state_bytes"] for history in of["histories"].values()) / 2**20
+        for name, of in detectors.items()
+    }
+    slowest, largest = max(growth, key=lambda name: growth[name]), max(sizes, key=lambda name: sizes[name])
+    return [
+        *(in_words(name, of) for name, of in measured.items()),
+        Finding("growth", growth[slowest], slowest),
+        Finding("state-mib", sizes[largest], f"{largest}, at histories up to 100,000"),
+    ]
 
 
 def _logits(model: Model, inputs: np.ndarray) -> np.ndarray:

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from deploy.local import LocalSystem
+from services.evaluation.figures import Finding
 from shared.bundle import Bundle
-from tests.bench.measure import Plan, SectionError, photographs, spread, trained_bundle
+from tests.bench.measure import Plan, SectionError, in_words, photographs, spread, trained_bundle
 from tests.bench.system import enforced, issue_keys, system
 
 CLIENTS = 2
@@ -50,6 +51,17 @@ def measure(plan: Plan) -> dict[str, Any]:
             # A false alarm would spoil the numbers: spoiled answers cost more.
             result["accounts_under_a_verdict"] = len(enforced(on.log("inference")))
     return result
+
+
+def findings(results: dict[str, Any]) -> list[Finding]:
+    """Rows of docs/results/figures.json."""
+    single, batches = (results[f"{rows} rows"] for rows in ROWS)
+    added = single["on"]["p99_ms"]["median"] - single["off"]["p99_ms"]["median"]
+    return [
+        in_words("ratio-single", single["on_over_off"]["queries_a_second"]),
+        in_words("ratio-batch32", batches["on_over_off"]["queries_a_second"]),
+        Finding("added-p99-ms", added, f"difference of the medians of {single['on']['p99_ms']['repeats']} rounds each"),
+    ]
 
 
 def _round(

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from deploy.local import REPOSITORY
+from services.evaluation.figures import Finding
 from shared.bundle import MANIFEST, Bundle
 from shared.datasets import load_fashion_mnist
 from shared.settings import ServiceSettings
@@ -58,6 +59,11 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     }
 
 
+def in_words(name: str, of: dict[str, float]) -> Finding:
+    """The median of a `spread`, as a row of docs/results/figures.json."""
+    return Finding(name, of["median"], f"{of['min']:.3g} to {of['max']:.3g} over {of['repeats']} repeats")
+
+
 def machine() -> dict[str, Any]:
     """What the numbers were measured on."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
@@ -95,6 +101,9 @@ def some_bundle() -> tuple[Bundle, bool]:
 
 
 def photographs(count: int, seed: int) -> np.ndarray:
-    """[count, 1, 28, 28] different images of Fashion-MNIST, in an order that is a function of `seed`."""
+    """[count, 1, 28, 28] images of Fashion-MNIST, in an order that is a function of `seed`, and all different: where
+    there are no more, the mirrored ones follow.
+    """
     images = load_fashion_mnist("train").images
-    return images[np.random.default_rng(seed).permutation(len(images))[:count]]
+    order = np.random.default_rng(seed).permutation(len(images))
+    return np.concatenate([images[order], images[order][..., ::-1]])[:count]

@@ -43,7 +43,7 @@ from services.training.responses import SHADOWS
 from shared.bundle import Bundle, with_files
 from shared.networks import image_shape, network_tensors
 from shared.responses import Response, response_text
-from tests.bench.measure import Plan, photographs, spread, trained_bundle
+from tests.bench.measure import Plan, in_words, photographs, spread, trained_bundle
 
 REMEMBERED = 5_000
 MODE = AnswerMode.PROBABILITIES
@@ -157,10 +157,7 @@ def findings(results: dict[str, Any]) -> list[Finding]:
         "response-allowed-ms": results["allowed"],
         "queen-ms": responses["queen"]["together"],
     }
-    return [
-        Finding(name, of["median"], f"{of['min']:.3g} to {of['max']:.3g} over {of['repeats']} repeats")
-        for name, of in measured.items()
-    ]
+    return [in_words(name, of) for name, of in measured.items()]
 
 
 def _median(function: Callable[[Any], Any], rows: NDArray[Any]) -> float:
