@@ -144,6 +144,10 @@ class Thefts:
 
     found: Sequence[Theft]
 
+    def under(self, defence: Defence) -> list[Theft]:
+        """Of thieves who met a defence and took its answers as they were."""
+        return [theft for theft in self.found if theft.thief.defence == defence and theft.thief.own is None]
+
     def of(
         self, attack: str, mode: AnswerMode, defence: Defence, mended: bool = False, repeats: int = 1,
         architecture: str | None = None,
