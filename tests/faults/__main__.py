@@ -130,11 +130,14 @@ def _run(arguments: argparse.Namespace, console: Console) -> Trials:
         trial = Trial(home, settings, lambda what: console.print(f"  {what}"))
         pinned = traffic.accounts[PINNED]
         with trial:
-            _ban(trial, pinned, bundle)
-            with trial.load(traffic, keys, bundle.manifest.model.name) as asked:
-                for name, fault in plan(trial, arguments.seed, arguments.quick):
-                    trial.strike(name, fault)
-            trial.settle()
+            try:
+                _ban(trial, pinned, bundle)
+                with trial.load(traffic, keys, bundle.manifest.model.name) as asked:
+                    for name, fault in plan(trial, arguments.seed, arguments.quick):
+                        trial.strike(name, fault)
+                trial.settle()
+            finally:
+                trial.keep_logs(arguments.output / "logs")
             console.print("  reading what is left, and replaying it undisturbed")
             return _found(trial, asked(), pinned, bundle, policy, (traffic.honest, traffic.attackers))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -95,7 +96,7 @@ class SmallDisk:
 
 
 class Trial:
-    """`with Trial(folder, settings, keys) as trial:` everything runs and can be struck."""
+    """`with Trial(folder, settings, say) as trial:` everything runs and can be struck."""
 
     def __init__(self, folder: Path, settings: dict[str, str], say: Callable[[str], None]) -> None:
         """
@@ -224,6 +225,14 @@ class Trial:
         return self.cluster.address.split(",")
 
     # ---- what it says ----
+
+    def keep_logs(self, folder: Path) -> None:
+        """Copy what every process printed, brokers included: of a trial that went wrong, they tell how."""
+        folder.mkdir(parents=True, exist_ok=True)
+        logs = [*(self.folder / "system" / "logs").glob("*.log"), *self.folder.glob("kafka/*/broker.log")]
+        for log in logs:
+            name = log.name if log.name != "broker.log" else f"{log.parent.name}.log"
+            shutil.copyfile(log, folder / name)
 
     def _enforced(self) -> Iterator[tuple[str, str, float]]:
         """Account, action and time (seconds since the Unix epoch) of every verdict that inference has taken up."""
