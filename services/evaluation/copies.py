@@ -246,8 +246,8 @@ def _copies(thefts: Thefts, paper: Paper, mode: AnswerMode) -> Table:
          "spoiled from query", "banned at query", "answers spoiled, %"],
         rows,
         "Mean and standard deviation over seeds; of baselines, one seed, and none against Cloudleak. Baselines "
-        "spoil one answer in sixteen (DAWN, for labels) or bend all of them (deceptive perturbation, adaptive misinformation); the one that leaves the "
-        "thief least is shown.",
+        "spoil one answer in sixteen (DAWN, for labels) or bend all of them (deceptive perturbation, adaptive "
+        "misinformation); the one that leaves the thief least is shown.",
     )  # fmt: skip
 
 
