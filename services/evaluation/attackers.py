@@ -13,7 +13,7 @@ from services.redteam.attack import Attack
 from services.redteam.dfme import Dfme
 from services.redteam.jacobian import Cloudleak, JacobianAttack, JbaBs, JbaCw, JbaPgd, Jbda, JbdaTr, JbTop3
 from services.redteam.pool import KnockoffNets
-from services.redteam.substitute import Images, Shape, shape_of
+from services.redteam.substitute import Images, Shape, VictimsOwn, shape_of
 from shared.datasets import Dataset
 
 REQUEST_ROWS = 64
@@ -79,6 +79,20 @@ class Knockoff:
     def __call__(self, random: np.random.Generator) -> Attack:
         """The attack."""
         return KnockoffNets(self.foreign, self.round_queries, request_rows=REQUEST_ROWS)
+
+
+@dataclass(frozen=True, slots=True)
+class Insider:
+    """Builds another's attack for an attacker who knows the victim's architecture (AMAO, section 5.1.2)."""
+
+    build: Build
+    architecture: VictimsOwn
+
+    def __call__(self, random: np.random.Generator) -> Attack:
+        """The attack."""
+        attack = self.build(random)
+        attack.architecture = self.architecture
+        return attack
 
 
 def seeds_of(data: Dataset, count: int, seed: int) -> Dataset:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from services.evaluation.attackers import EVERYWHERE, attackers, bounded_attackers, middle_of
+from services.evaluation.attackers import EVERYWHERE, Insider, attackers, bounded_attackers, middle_of
 from services.evaluation.baselines import PAPER_RULES
 from services.evaluation.context import Context
 from services.evaluation.drawing import ATTACKS, NEUTRAL, drawn, mean_and_spread
@@ -16,7 +17,7 @@ from services.evaluation.figures import Finding
 from services.evaluation.report import Cell, Picture, Study, Table
 from services.evaluation.streams import Stream, mixed
 from services.evaluation.verdicts import alarms_on, attack_queries_until
-from services.redteam.substitute import Substitute, Yardstick
+from services.redteam.substitute import Substitute, VictimsOwn, Yardstick
 from services.training.calibration import confidence_interval
 from services.training.tracing import Recording, Traces, honest_plans
 
@@ -162,6 +163,42 @@ def patient(context: Context) -> Study:
                 UNTIL_NOTE,
             ),
             _copies(context, streams, untils, f"{count:,} natural seeds"),
+        ],
+    )
+
+
+INSIDER = "the victim's architecture"
+
+
+def insiders(context: Context) -> Study:
+    """Recall of attackers whose copies are of the victim's own architecture: what is crafted with those looks otherwise
+    than what is crafted with the small network of an attacker who guesses.
+    """
+    sizes, count = context.sizes, middle_of(context.sizes.seed_counts)
+    architecture = VictimsOwn(context.bundle.manifest.model.architecture)
+    everyone = attackers(
+        context.natural, context.foreign, sizes.seeds, sizes.radii, sizes.weights, (count,), RECALL_QUERIES
+    )
+    streams = context.streams(
+        [replace(one, build=Insider(one.build, architecture), scheme=INSIDER) for one in everyone if one.seeds],
+        "insiders: recording",
+    )
+    traces = context.traces([stream.recording for stream in streams], "insiders: detectors")
+    untils = attack_queries(streams, context.judge.first_alarms(traces))
+    by_strength = grouped(streams, untils, lambda s: (s.attacker.attack, s.attacker.strength))
+    return Study(
+        name="insiders",
+        title="Who is caught although he knows the victim's architecture",
+        text=f"{len(streams)} attackers' accounts, of {len(sizes.seeds)} random seeds, each with {RECALL_QUERIES} "
+        f"queries after {count} natural seeds. Their copies, with which they craft, are of the architecture "
+        f"{architecture.name}, as the victim is; networks that the detectors learnt from are smaller.",
+        tables=[
+            Table(
+                "By strength",
+                ["attack", "strength", *CAUGHT_COLUMNS],
+                [recall_row(name, group, RECALL_QUERIES) for name, group in sorted(by_strength.items())],
+                UNTIL_NOTE,
+            )
         ],
     )
 

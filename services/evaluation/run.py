@@ -37,6 +37,7 @@ STUDIES: Mapping[str, Callable[[Context], Study]] = MappingProxyType(
     {
         "recall": recall.study,
         "patient": recall.patient,
+        "insiders": recall.insiders,
         "blinded": blinded.study,
         "guarantee": guarantee.study,
         "lives": guarantee.lives,
