@@ -33,6 +33,11 @@ class Finding:
     value: float
     spread: str
 
+    @property
+    def rounded(self) -> float:
+        """To six digits, however small it is: a chance of 1e-87 is none of 0."""
+        return float(f"{self.value:.6g}")
+
 
 class Figure(BaseModel):
     """One row.
@@ -93,7 +98,7 @@ def record(findings: Iterable[Finding], command: str, machine: str, path: Path =
     for finding in findings:
         if finding.id not in rows:
             raise FiguresError(f"{path}: no row {finding.id!r}; add it with its target first")
-        measured = {"value": round(finding.value, 4), "spread": finding.spread, "command": command, "machine": machine}
+        measured = {"value": finding.rounded, "spread": finding.spread, "command": command, "machine": machine}
         rows[finding.id] = rows[finding.id].model_copy(update=measured)
     text = json.dumps([row.model_dump() for row in rows.values()], indent=1)
     path.write_text(text + "\n")

@@ -112,7 +112,7 @@ def evaluate(
             for finding in found.findings:
                 if finding.id not in figures:
                     raise FiguresError(f"{FIGURES}: no row {finding.id!r}; add it with its target first")
-                update = {"value": round(finding.value, 4), "spread": finding.spread}
+                update = {"value": finding.rounded, "spread": finding.spread}
                 figures[finding.id] = figures[finding.id].model_copy(update=update)
             if not quick:
                 record(found.findings, command, report.machine())

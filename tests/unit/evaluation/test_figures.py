@@ -37,6 +37,8 @@ def test_a_finding_goes_into_its_row_and_leaves_the_others_alone(tmp_path: Path)
     assert (first.value, first.spread, first.command, first.machine) == (
         97.1235, "of 40", "portcullis evaluate", "a machine",
     )  # fmt: skip
+    record([Finding("false", 4.8e-87, "")], "portcullis evaluate", "a machine", path)
+    assert read_figures(path)[1].value == 4.8e-87
     assert second == Figure.model_validate(row(id="false", value=0.5))
 
 
