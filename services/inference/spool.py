@@ -128,7 +128,10 @@ class Spool:
         tail = self._open_tail()
         start = tail.seek(0, os.SEEK_END)
         try:
-            tail.write(data)
+            # A disk that is nearly full takes a part and says so; only the next write fails.
+            rest = memoryview(data)
+            while rest:
+                rest = rest[tail.write(rest) :]
         except OSError:
             tail.truncate(start)
             raise
@@ -225,8 +228,12 @@ class Spool:
             self._position.unlink(missing_ok=True)
             return
         temporary = self._position.with_suffix(".new")
-        temporary.write_text(f"{self._segments[0]} {self._offset}")
-        temporary.replace(self._position)
+        try:
+            temporary.write_text(f"{self._segments[0]} {self._offset}")
+            temporary.replace(self._position)
+        except OSError as error:
+            # Without it a crash sends records again, under the batch ids that they had.
+            log.warning("spool: where reading stands cannot be kept", folder=str(self._folder), error=str(error))
 
     def _open_tail(self) -> BinaryIO:
         if self._tail is None:

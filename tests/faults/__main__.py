@@ -96,6 +96,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=30.0, help="of traffic, at most (%(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of every draw (%(default)s)")
     parser.add_argument("--quick", action="store_true", help="the few faults that most can go wrong at")
+    parser.add_argument("--only", default="", metavar="WORDS", help="only faults whose name holds these words")
     parser.add_argument("--output", type=Path, default=Path("build/faults"), help="folder (%(default)s)")
     parser.add_argument("--write-docs", action="store_true", help="write docs/results/faults.md too")
     parser.add_argument("--json", action="store_true", help="print the violations for programs")
@@ -103,6 +104,7 @@ def _arguments() -> argparse.Namespace:
     if arguments.quick:
         arguments.minutes = min(arguments.minutes, 8.0)
     options = [f"--{name}={getattr(arguments, name)}" for name in ("accounts", "attackers", "rate", "minutes", "seed")]
+    options += [f"--only={arguments.only!r}"] if arguments.only else []
     arguments.command = f"python -m tests.faults {' '.join(options)}{' --quick' if arguments.quick else ''}"
     return arguments
 
@@ -134,7 +136,8 @@ def _run(arguments: argparse.Namespace, console: Console) -> Trials:
                 _ban(trial, pinned, bundle)
                 with trial.load(traffic, keys, bundle.manifest.model.name) as asked:
                     for name, fault in plan(trial, arguments.seed, arguments.quick):
-                        trial.strike(name, fault)
+                        if arguments.only in name:
+                            trial.strike(name, fault)
                 trial.settle()
             finally:
                 trial.keep_logs(arguments.output / "logs")

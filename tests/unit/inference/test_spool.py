@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -94,6 +97,40 @@ def test_a_full_spool_takes_nothing_of_what_does_not_fit(tmp_path: Path) -> None
     assert [r.rows for r in drain(spool)] == [1]
     spool.append([record(5)])
     assert [r.rows for r in drain(spool)] == [5]
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Like a disk with little room: the system takes what fits of a write, and refuses the next."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_that_takes_a_part_of_a_record_takes_none_of_it(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, LARGE)
+    spool.append([record(1)])
+    size = spool.bytes
+    with files_of_at_most(size + 20), pytest.raises(OSError, match="File too large"):
+        spool.append([record(2), record(3)])
+    assert spool.bytes == size
+    spool.append([record(4)])
+    assert [r.rows for r in drain(spool)] == [1, 4]
+    assert not list(tmp_path.glob("*.damaged"))
+
+
+def test_a_disk_that_keeps_no_position_does_not_stop_the_spool_from_being_read(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, LARGE)
+    spool.append([record(number) for number in range(5)])
+    (tmp_path / "position.new").mkdir()  # nothing can be written there
+    spool.peek(LARGE)
+    spool.advance(2)
+    assert [r.rows for r in spool.peek(LARGE)] == [2, 3, 4]
+    spool.close()
+    assert [r.rows for r in drain(Spool(tmp_path, LARGE))] == [0, 1, 2, 3, 4], "sent again, and dropped there"
 
 
 def test_a_folder_serves_one_process(tmp_path: Path) -> None:
