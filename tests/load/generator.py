@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import os
 import sys
 import threading
 import time
@@ -99,7 +100,9 @@ async def _run(arguments: Sequence[str]) -> None:
     running = asyncio.get_running_loop()
 
     def listen() -> None:
-        sys.stdin.read()
+        # Not by sys.stdin, whose lock a thread that still waits would hold when the process ends.
+        while os.read(sys.stdin.fileno(), 1024):
+            pass
         running.call_soon_threadsafe(clients.over.set)
 
     threading.Thread(target=listen, name="listen", daemon=True).start()
